@@ -1,0 +1,42 @@
+"""DepthFM for diffusers: an image straight to its depth map, by flow matching.
+
+Importing this package also makes its classes attributes of `diffusers`, so that saved folders load through
+`diffusers.DiffusionPipeline.from_pretrained` too (see `depthfm_diffusers.hub`).
+"""
+
+from __future__ import annotations
+
+import diffusers
+from packaging.version import Version
+
+# Checked before any module of this package is imported: an older diffusers would fail there with a less helpful error.
+if Version(diffusers.__version__).release < (0, 42):
+    raise ImportError(
+        f"depthfm_diffusers needs diffusers >= 0.42, but {diffusers.__version__} is installed. "
+        "Upgrade it: pip install --upgrade 'diffusers>=0.42'"
+    )
+
+from .convert import convert_checkpoint
+from .hub import default_model_path, register_with_diffusers
+from .pipeline_depthfm import DepthFMPipeline
+from .pipeline_output import DepthFMOutput
+from .prompt_embedding import PromptEmbedding
+from .scheduling_flow_matching_image_to_depth import (
+    FlowMatchingImageToDepthScheduler,
+    FlowMatchingImageToDepthSchedulerOutput,
+)
+
+__version__ = "0.1.0"
+
+register_with_diffusers(DepthFMPipeline, FlowMatchingImageToDepthScheduler, PromptEmbedding)
+
+__all__ = [
+    "DepthFMOutput",
+    "DepthFMPipeline",
+    "FlowMatchingImageToDepthScheduler",
+    "FlowMatchingImageToDepthSchedulerOutput",
+    "PromptEmbedding",
+    "__version__",
+    "convert_checkpoint",
+    "default_model_path",
+]

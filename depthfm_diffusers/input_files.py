@@ -1,0 +1,85 @@
+"""From what a user names on the command line to a list of image files."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+# What a folder is searched for. A file that is named, itself or through a pattern, may have any suffix.
+IMAGE_SUFFIXES = frozenset(
+    {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
+)
+
+
+@dataclass(frozen=True)
+class InputFailure:
+    """Something the user named that gave no result, and why.
+
+    Attributes:
+        name: The file, folder or pattern, as the user would recognise it.
+        reason: Why there is no result; one line.
+    """
+
+    name: str
+    reason: str
+
+
+def collect_inputs(
+    arguments: Sequence[str | os.PathLike[str]], skip: Iterable[Path] = ()
+) -> tuple[list[Path], list[InputFailure]]:
+    """Finds the files that arguments name.
+
+    A file stands for itself. A folder stands for the image files directly in it (by suffix, hidden ones left out).
+    Any other argument with `*`, `?` or `[` in it is a pattern, `**` reaching into subfolders, and stands for the files
+    that match. Folders and patterns are listed in sorted order; a file that is named twice is taken once.
+
+    Args:
+        arguments: Paths and patterns.
+        skip: Absolute paths that folders and patterns do not stand for, such as the results of an earlier run.
+
+    Returns:
+        The files as absolute paths, in order, and the arguments that stand for no file.
+    """
+    skipped = {os.path.normcase(path) for path in skip}
+    files: dict[str, Path] = {}
+    failures = []
+    for argument in (os.fspath(argument) for argument in arguments):
+        found, reason = _expand(argument)
+        named_itself = os.path.isfile(argument)
+        kept = [path for path in found if named_itself or os.path.normcase(path) not in skipped]
+        if found and not kept:
+            reason = "holds nothing but results of an earlier run"
+        if not kept:
+            failures.append(InputFailure(argument, reason))
+        for path in kept:
+            files.setdefault(os.path.normcase(path), path)
+    return list(files.values()), failures
+
+
+def _expand(argument: str) -> tuple[list[Path], str]:
+    """The files that one argument stands for, and what to say if there is none."""
+    path = Path(argument)
+    try:
+        if os.path.isfile(path):
+            return [_absolute(path)], ""
+        if os.path.isdir(path):
+            entries = (entry for entry in sorted(path.iterdir()) if entry.suffix.lower() in IMAGE_SUFFIXES)
+            found = [_absolute(entry) for entry in entries if entry.is_file() and not entry.name.startswith(".")]
+            return found, f"the folder has no image files directly in it ({', '.join(sorted(IMAGE_SUFFIXES))})"
+        if os.path.lexists(path):
+            reason = "a broken link" if path.is_symlink() else "neither a file nor a folder"
+            return [], reason
+    except OSError as error:
+        return [], error.strerror or str(error)
+    if glob.has_magic(argument):
+        matches = sorted(glob.glob(os.path.expanduser(argument), recursive=True))
+        return [_absolute(Path(match)) for match in matches if os.path.isfile(match)], "the pattern matches no file"
+    return [], "no such file or folder"
+
+
+def _absolute(path: Path) -> Path:
+    """The path from the root, with links kept: a link is an input under its own name."""
+    return Path(os.path.abspath(path))

@@ -1,0 +1,137 @@
+"""Finding, checking, describing and loading the model that a command is to run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.utils.torch_utils import get_device
+from safetensors import SafetensorError, safe_open
+
+from .hub import default_model_path
+from .pipeline_depthfm import DepthFMPipeline
+
+_REPOSITORY = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+
+
+def resolve_model(model: str | None = None, variant: str | None = None) -> Path:
+    """The folder of a model: given, bundled, or fetched from the Hub (or its cache).
+
+    Args:
+        model: A folder, or the name of a Hub repository; `None` is the bundled model.
+        variant: Which weight files to fetch from the Hub, `"fp16"` for instance.
+
+    Returns:
+        The folder, checked with `check_model_folder`.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, and no such repository can be reached.
+        ValueError: If the folder is not a DepthFM model or one of its files is damaged.
+    """
+    folder = default_model_path() if model is None else Path(model).expanduser()
+    if model is not None and not folder.is_dir():
+        if folder.exists() or not _REPOSITORY.fullmatch(model):
+            raise FileNotFoundError(f"model {model}: no such folder (nor is it the name of a Hub repository).")
+        try:
+            folder = Path(DepthFMPipeline.download(model, variant=variant))
+        except Exception as error:  # huggingface_hub and its HTTP client have no common base class
+            raise FileNotFoundError(
+                f"model {model}: there is no such folder, and the Hub repository could not be fetched: "
+                f"{_first_line(error)}"
+            ) from error
+    check_model_folder(folder)
+    return folder
+
+
+def check_model_folder(folder: Path) -> None:
+    """Looks for what commonly goes wrong with a model folder, to name the file at fault.
+
+    Args:
+        folder: A folder as written by `DepthFMPipeline.save_pretrained`.
+
+    Raises:
+        FileNotFoundError: If `model_index.json` or the folder of a component is missing.
+        ValueError: If the model is of another kind, or a JSON or safetensors file in it is damaged.
+    """
+    index_path = folder / "model_index.json"
+    if not index_path.is_file():
+        raise FileNotFoundError(f"model {folder}: not a diffusers model folder, {index_path.name} is missing.")
+    for path in sorted(folder.rglob("*.json")):
+        _read_json(path)
+    index = _read_json(index_path)
+    class_name = index.get("_class_name") if isinstance(index, dict) else None
+    if class_name not in ("DepthFMPipeline", ["pipeline", "DepthFMPipeline"]):
+        raise ValueError(
+            f"model {folder}: {index_path.name} says {class_name!r}, not 'DepthFMPipeline'. The authors' checkpoints "
+            "are made into such folders by `depthfm convert`."
+        )
+    for name, entry in index.items():
+        is_component = not name.startswith("_") and isinstance(entry, list) and entry and entry[0] is not None
+        if is_component and not (folder / name).is_dir():
+            raise FileNotFoundError(f"model {folder}: the folder {name}/ is missing, which {index_path.name} names.")
+    for path in sorted(folder.rglob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"model file {path} is damaged or incomplete: {_first_line(error)}") from error
+
+
+def model_fingerprint(folder: Path) -> str:
+    """SHA-256 of what a model folder says: over the names and contents of its JSON and safetensors files, in order.
+
+    Args:
+        folder: The model folder.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in (".json", ".safetensors")):
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(f"{content}  {path.relative_to(folder).as_posix()}\n".encode())
+    return digest.hexdigest()
+
+
+def load_pipeline(
+    folder: Path, device: str = "auto", dtype: torch.dtype = torch.float32, variant: str | None = None
+) -> DepthFMPipeline:
+    """Loads a DepthFM model from a folder, quietly and without any network.
+
+    Args:
+        folder: The model folder.
+        device: Where to run, as torch names it; `"auto"` is the accelerator if there is one.
+        dtype: What to compute in, whatever the files hold.
+        variant: Which weight files to load, `"fp16"` for `*.fp16.safetensors`.
+
+    Returns:
+        The pipeline, on the device.
+
+    Raises:
+        ValueError: If the model cannot be loaded or the device cannot be used; the message says why.
+    """
+    try:
+        pipe = DepthFMPipeline.from_pretrained(folder, dtype=dtype, variant=variant, local_files_only=True)
+    except Exception as error:  # loading runs through four libraries, each with exceptions of its own
+        raise ValueError(f"model {folder} cannot be loaded: {_first_line(error)}") from error
+    target = get_device() if device == "auto" else device
+    try:
+        return pipe.to(target)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {target!r} cannot be used: {_first_line(error)}") from error
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ValueError(f"model file {path} is damaged: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,218 @@
+"""Wrong arguments are named, with what was got, before any network runs; the right ones of every kind are accepted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import build_components, build_unet
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from PIL import Image
+
+from depthfm_diffusers import DepthFMPipeline
+from depthfm_diffusers.attention_rescaling import set_self_attention_rescaling
+
+
+@pytest.fixture
+def idle_pipe(pipe):
+    """A pipeline none of whose networks may run."""
+
+    def refuse(*_):
+        raise AssertionError("a network ran")
+
+    for module in (pipe.unet, pipe.vae.encoder, pipe.vae.decoder, pipe.prompt_embedding):
+        module.register_forward_pre_hook(refuse)
+    return pipe
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        ({"num_inference_steps": 0}, ValueError, "`num_inference_steps` must be at least 1, got 0"),
+        ({"num_inference_steps": 2.0}, TypeError, "`num_inference_steps` must be an integer, got 2.0"),
+        ({"ensemble_size": 0}, ValueError, "`ensemble_size` must be at least 1, got 0"),
+        ({"ensemble_size": True}, TypeError, "`ensemble_size` must be an integer"),
+        ({"ensemble_size": "3"}, TypeError, "`ensemble_size` must be an integer, got '3'"),
+        ({"batch_size": 0}, ValueError, "`batch_size` must be at least 1, got 0"),
+        ({"batch_size": None}, TypeError, "`batch_size` must be an integer, got None"),
+        ({"processing_resolution": -1}, ValueError, "`processing_resolution` must be at least 0, got -1"),
+        ({"resample_method_input": "lanczos"}, ValueError, "`resample_method_input` must be one of .* got 'lanczos'"),
+        ({"resample_method_output": 3}, ValueError, "`resample_method_output` must be one of .* got 3"),
+        ({"resample_method_output": ["area"]}, ValueError, "`resample_method_output` must be one of"),
+        ({"output_type": "pandas"}, ValueError, "`output_type` must be .* got 'pandas'"),
+        ({"output_uncertainty": True}, ValueError, "`output_uncertainty=True` needs `ensemble_size` .* got 1"),
+        (
+            {"output_uncertainty": True, "ensemble_size": 2, "output_type": "latent"},
+            ValueError,
+            "`output_uncertainty` and `output_normals` need decoded maps",
+        ),
+        ({"output_normals": True, "fov_x_deg": 180.0}, ValueError, r"`fov_x_deg` must be in \(0, 180\).* got 180"),
+        ({"latents": torch.zeros(1, 4, 6, 8), "generator": generator()}, ValueError, "exclude each other"),
+        ({"latents": torch.zeros(2, 4, 6, 8)}, ValueError, r"`latents` must have shape \(1, 4, 6, 8\).* got \(2, 4"),
+        ({"latents": torch.zeros(1, 4, 8, 6)}, ValueError, r"`latents` must have shape \(1, 4, 6, 8\)"),
+        ({"latents": torch.zeros(1, 4, 6, 8), "ensemble_size": 2}, ValueError, r"\(2, 4, 6, 8\)"),
+        ({"latents": [torch.zeros(1, 4, 6, 8)] * 2}, ValueError, "`latents` must be a list of tensors of shapes"),
+        ({"latents": np.zeros((1, 4, 6, 8))}, TypeError, "`latents` must be a tensor, or a list .* got ndarray"),
+        ({"latents": torch.full((1, 4, 6, 8), torch.nan)}, ValueError, "`latents` hold NaN"),
+        ({"generator": [generator()] * 2}, ValueError, r"`generator` .* 1 × 1 = 1; got 2"),
+        ({"generator": [generator()], "ensemble_size": 3}, ValueError, r"1 × 3 = 3; got 1"),
+        ({"generator": []}, ValueError, r"1 × 1 = 1; got 0"),
+        ({"generator": 42}, TypeError, "`generator` must be a torch.Generator or a list of them, got int"),
+        ({"generator": [None]}, TypeError, "`generator` .* got NoneType"),
+        ({"callback_on_step_end_tensor_inputs": ["noise"]}, ValueError, r"must be among \['latents'.*\['noise'\]"),
+        ({"image": []}, ValueError, "`image` is empty"),
+        ({"image": "photo.jpg"}, TypeError, "`image` must be .* got str"),
+        ({"image": torch.full((3, 8, 8), torch.nan)}, ValueError, "`image` holds NaN"),
+        ({"image": [Image.new("L", (8, 8)), np.full((8, 8), 7.0)]}, ValueError, r"`image\[1\]` must have values in"),
+        ({"image": Image.new("L", (9, 1)), "output_normals": True}, ValueError, "`output_normals=True` needs maps of"),
+    ],
+    ids=lambda value: str(list(value)) if isinstance(value, dict) else "",
+)
+def test_wrong_arguments_are_named_before_anything_runs(idle_pipe, image, arguments, error, match):
+    with pytest.raises(error, match=match):
+        idle_pipe(**{"image": image, **arguments})
+
+
+def test_latents_of_several_sizes_must_be_a_list(idle_pipe, image):
+    with pytest.raises(TypeError, match="`latents` must be a tensor, or a list"):
+        idle_pipe([image, image.resize((48, 72))], latents=torch.zeros(2, 4, 6, 8))
+
+
+def test_kinds_of_images_give_the_same_result(pipe, image):
+    array = np.asarray(image)
+    expected = pipe(image, generator=generator()).prediction
+    for same in (array, array / 255, array[None], torch.from_numpy(array.copy()).permute(2, 0, 1), [image]):
+        np.testing.assert_allclose(pipe(same, generator=generator()).prediction, expected, atol=1e-5)
+
+
+def test_output_is_upright(pipe, image):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.info["exif"] = exif.tobytes()
+    image.getexif()[0x0112] = 6
+    assert pipe(image).prediction.shape == (1, 72, 48, 1)
+
+
+def test_defaults_are_the_models(pipe, image):
+    times = []
+    pipe.unet.register_forward_hook(lambda *_: times.append(1))
+    pipe.default_num_inference_steps = 3
+    pipe.default_processing_resolution = 32
+    assert pipe(image, match_input_resolution=False).prediction.shape == (1, 21, 32, 1)
+    assert len(times) == pipe.num_timesteps == 3
+    assert pipe.config.default_num_inference_steps == 3, "saved with the pipeline"
+
+
+def test_a_unet_that_does_not_fit_is_refused():
+    components = build_components()
+    components["unet"].register_to_config(in_channels=4)
+    with pytest.raises(ValueError, match=r"`unet` must take 8 channels .* takes 4"):
+        DepthFMPipeline(**components)
+
+
+def test_lost_attention_processors_are_an_error_not_another_model(image):
+    pipe = DepthFMPipeline(**build_components(), default_processing_resolution=64, rescale_self_attention=True)
+    pipe.set_progress_bar_config(disable=True)
+    expected = pipe(image, generator=generator()).prediction
+    pipe.unet = build_unet()
+    with pytest.raises(ValueError, match="`rescale_self_attention=True`, but"):
+        pipe(image)
+    set_self_attention_rescaling(pipe.unet, True)
+    assert np.array_equal(pipe(image, generator=generator()).prediction, expected)
+
+
+def test_rescaling_changes_the_result_and_can_be_switched_off(image):
+    components = build_components()
+    results = []
+    for rescale in (False, True, False):
+        pipe = DepthFMPipeline(**components, default_processing_resolution=64, rescale_self_attention=rescale)
+        pipe.set_progress_bar_config(disable=True)
+        results.append(pipe(image, generator=generator()).log_depth)
+    assert abs(results[0] - results[1]).max() > 1e-4
+    assert np.array_equal(results[0], results[2])
+
+
+def test_a_callback_sees_each_step_once_whatever_the_batch_size(pipe, image):
+    seen = []
+
+    def callback(pipeline, i, t, tensors):
+        assert pipeline is pipe
+        seen.append((i, float(t), {name: tuple(tensor.shape) for name, tensor in tensors.items()}))
+        return tensors
+
+    names = ["latents", "image_latents"]
+    arguments = {"callback_on_step_end": callback, "callback_on_step_end_tensor_inputs": names}
+    pipe([image, image], num_inference_steps=2, ensemble_size=3, batch_size=4, **arguments)
+    shapes = dict.fromkeys(names, (6, 4, 6, 8))
+    assert seen == [(0, 0.0, shapes), (1, 0.5, shapes)]
+    seen.clear()
+    pipe([image, image.resize((48, 72)), image], num_inference_steps=1, **arguments)
+    assert [shapes["latents"] for _, _, shapes in seen] == [(2, 4, 6, 8), (1, 4, 8, 6)]
+
+
+def test_what_a_callback_returns_is_used(pipe, image):
+    def zero_the_last(pipeline, i, t, tensors):
+        return {"latents": torch.zeros_like(tensors["latents"])} if i == pipeline.num_timesteps - 1 else {}
+
+    output = pipe(image, ensemble_size=2, callback_on_step_end=zero_the_last, output_type="latent").prediction
+    assert not output.any()
+    with pytest.raises(TypeError, match=r"`callback_on_step_end` must return the dict .* NoneType"):
+        pipe(image, callback_on_step_end=lambda *_: None)
+
+
+def test_a_callback_may_interrupt_and_the_next_call_is_whole(pipe, image):
+    calls = []
+
+    def interrupt(pipeline, i, t, tensors):
+        calls.append(i)
+        pipeline._interrupt = True
+        return tensors
+
+    pipe(image, num_inference_steps=5, callback_on_step_end=interrupt)
+    assert calls == [0]
+    pipe(image, num_inference_steps=5, callback_on_step_end=lambda p, i, t, tensors: calls.append(i) or tensors)
+    assert calls == [0, 0, 1, 2, 3, 4]
+
+
+def test_callback_objects_name_their_own_tensors(pipe, image):
+    class Recorder(PipelineCallback):
+        tensor_inputs = ("image_latents",)
+
+        def callback_fn(self, pipeline, step_index, timesteps, callback_kwargs):
+            assert set(callback_kwargs) == {"image_latents"}
+            seen.append(step_index)
+            return callback_kwargs
+
+    seen = []
+    pipe(image, num_inference_steps=2, callback_on_step_end=Recorder())
+    pipe(image, num_inference_steps=1, callback_on_step_end=MultiPipelineCallbacks([Recorder()]))
+    assert seen == [0, 1, 0]
+
+
+def test_the_progress_bar_counts_network_evaluations(pipe, image, capsys):
+    totals = []
+    original = pipe.progress_bar
+
+    def recorded(iterable=None, total=None):
+        bar = original(iterable, total)
+        totals.append((total, bar))
+        return bar
+
+    pipe.progress_bar = recorded
+    pipe.set_progress_bar_config(disable=False)
+    pipe([image, image, image.resize((48, 72))], num_inference_steps=3, ensemble_size=2, batch_size=3)
+    ((total, bar),) = totals
+    assert total == bar.n == 3 * (2 + 1)
+    assert "9/9" in capsys.readouterr().err
+
+
+def test_components_are_left_as_they_were(pipe, image):
+    before = {name: value.clone() for name, value in pipe.unet.state_dict().items()}
+    config = dict(pipe.config)
+    pipe(image)
+    assert dict(pipe.config) == config
+    assert all(torch.equal(before[name], value) for name, value in pipe.unet.state_dict().items())

@@ -1,0 +1,42 @@
+"""The README keeps its promises: links lead somewhere, its two commands are marked, its Python runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from conftest import build_components
+
+import depthfm_diffusers
+from depthfm_diffusers import DepthFMPipeline
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("name", ["predict", "test"])
+def test_each_command_is_one_line_that_makes_its_own_environment(name):
+    (command,) = re.findall(rf"^<!-- ci:{name} -->\n```bash\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    assert command.count("\n") == 1
+    assert command.startswith("python3 -m venv ")
+
+
+def test_local_links_exist():
+    targets = re.findall(r"\]\((?!https?://)([^)#]+)", README)
+    assert len(targets) >= 6
+    assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+def test_quick_start_runs(tmp_path, monkeypatch):
+    """As written, but for a tiny random model in place of the bundled one."""
+    DepthFMPipeline(**build_components(), default_processing_resolution=64).save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(depthfm_diffusers, "default_model_path", lambda: tmp_path / "model")
+    monkeypatch.chdir(ROOT)
+    namespace: dict[str, object] = {}
+    exec(blocks("python")[0], namespace)
+    assert namespace["output"].prediction.shape == (1, 400, 600, 1)

@@ -1,0 +1,82 @@
+"""Checkpoints that are either complete or not there, in `checkpoint-STEP/` folders."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+from accelerate import Accelerator
+from diffusers import ModelMixin
+
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def list_checkpoints(output_dir: str | Path) -> list[Path]:
+    """Complete checkpoints in `output_dir`, oldest first."""
+    found = [p for p in Path(output_dir).glob("checkpoint-*") if p.is_dir() and _NAME.fullmatch(p.name)]
+    return sorted(found, key=checkpoint_step)
+
+
+def checkpoint_step(path: Path) -> int:
+    """The optimizer step a checkpoint was written after.
+
+    Raises:
+        ValueError: If the folder is not called `checkpoint-STEP`.
+    """
+    match = _NAME.fullmatch(path.name)
+    if match is None:
+        raise ValueError(f"{path} is not named checkpoint-STEP.")
+    return int(match.group(1))
+
+
+def find_checkpoint(output_dir: str | Path, wanted: str) -> Path | None:
+    """Resolves `--resume_from_checkpoint`.
+
+    Args:
+        output_dir: Folder of the run.
+        wanted: `"latest"`, or the path (or the name inside `output_dir`) of a checkpoint.
+
+    Returns:
+        The folder; `None` if the latest is asked for and there is none yet.
+
+    Raises:
+        FileNotFoundError: If a named checkpoint does not exist.
+    """
+    if wanted == "latest":
+        checkpoints = list_checkpoints(output_dir)
+        return checkpoints[-1] if checkpoints else None
+    for path in (Path(wanted), Path(output_dir) / wanted):
+        if path.is_dir():
+            checkpoint_step(path)
+            return path
+    raise FileNotFoundError(f"--resume_from_checkpoint: {wanted} does not exist.")
+
+
+def save_checkpoint(accelerator: Accelerator, output_dir: str | Path, step: int, total_limit: int | None) -> Path:
+    """Writes `checkpoint-STEP`, complete or not at all, then removes the oldest over `total_limit`.
+
+    Call on every process. The state goes to a folder of another name first, which is renamed once all is written:
+    a kill or a full disk in between leaves the earlier checkpoints as the latest ones.
+    """
+    final = Path(output_dir) / f"checkpoint-{step}"
+    partial = Path(output_dir) / f"partial-{final.name}"
+    if accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(partial))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        if final.exists():
+            shutil.rmtree(final)
+        partial.rename(final)
+        if total_limit is not None:
+            for old in list_checkpoints(output_dir)[:-total_limit]:
+                shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+    return final
+
+
+def forget_source_path(model: ModelMixin) -> None:
+    """Blanks the path that diffusers notes in the config of a loaded model: it says nothing on another machine."""
+    model.register_to_config(_name_or_path="")

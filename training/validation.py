@@ -1,0 +1,71 @@
+"""Validation of a depth pipeline on frames with known depth: scores, and pictures to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from depth_transforms import frame_to_view, normalize_log_depth
+from frames import SceneFrames
+
+from depthfm_diffusers import DepthFMOutput, DepthFMPipeline
+from depthfm_diffusers.evaluation import absolute_relative_error, align, delta_accuracy
+
+
+def predict_frame(pipe: DepthFMPipeline, image: np.ndarray, steps: int, seed: int = 0) -> DepthFMOutput:
+    """Predicts one frame (H×W×3, uint8) at its own resolution, with noise that depends on the seed alone."""
+    pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 255
+    generator = torch.Generator().manual_seed(seed)
+    return pipe(pixels.to(pipe.device), num_inference_steps=steps, processing_resolution=0, generator=generator)
+
+
+def score_prediction(output: DepthFMOutput, depth: np.ndarray) -> dict[str, float] | None:
+    """AbsRel and δ1 of one prediction, aligned in depth and in log depth; `None` if no pixel has a true depth."""
+    valid = depth > 0
+    if not valid.any():
+        return None
+    scores = {}
+    for space, prediction in (("depth", output.prediction), ("log", output.log_depth)):
+        aligned = align(prediction[0, ..., 0], depth, valid, space).depth
+        scores[f"abs_rel_{space}"] = absolute_relative_error(aligned, depth, valid)
+        scores[f"delta1_{space}"] = delta_accuracy(aligned, depth, valid)
+    return scores
+
+
+def score_frames(pipe: DepthFMPipeline, frames: SceneFrames, indices: Sequence[int], steps: int) -> dict[str, float]:
+    """Mean scores over frames, see `score_prediction`; frames without any depth are left out."""
+    results = []
+    for index in indices:
+        frame = frames[index]
+        scores = score_prediction(predict_frame(pipe, frame.image, steps), frame.depth)
+        if scores is not None:
+            results.append(scores)
+    if not results:
+        raise ValueError("None of the validation frames has a valid depth.")
+    return {name: float(np.mean([r[name] for r in results])) for name in results[0]}
+
+
+def depth_grid(pipe: DepthFMPipeline, frames: SceneFrames, indices: Sequence[int], steps: Sequence[int]) -> np.ndarray:
+    """A row per frame: image, true normalised log depth, prediction at each number of steps. H'×W'×3, uint8."""
+    rows = []
+    for index in indices:
+        frame = frames[index]
+        view = frame_to_view(frame)
+        predictions = [torch.from_numpy(predict_frame(pipe, frame.image, n).log_depth[0, ..., 0])[None] for n in steps]
+        rows.append([view.image * 2 - 1, normalize_log_depth(view.depth).values, *predictions])
+    return picture_grid(rows)
+
+
+def picture_grid(rows: Sequence[Sequence[torch.Tensor]]) -> np.ndarray:
+    """Tiles equally large pictures.
+
+    Args:
+        rows: Per row, tensors 3×H×W or 1×H×W in [-1, 1]; values outside are clipped.
+
+    Returns:
+        H'×W'×3, uint8.
+    """
+    lines = [torch.cat([tile.float().expand(3, -1, -1) for tile in row], dim=-1) for row in rows]
+    grid = torch.cat(lines, dim=-2).clamp(-1, 1)
+    return ((grid + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
