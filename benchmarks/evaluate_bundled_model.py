@@ -115,6 +115,7 @@ def main() -> None:
     parser.add_argument("--ensemble", type=int, default=4, help="Second ensemble size, beside 1.")
     parser.add_argument("--max_frames", type=int, default=None, help="Score only the first frames.")
     parser.add_argument("--output", type=Path, default=None, help="JSON file to write.")
+    parser.add_argument("--row_prior", type=Path, default=None, help="File to write the row prior to (.npy).")
     args = parser.parse_args()
 
     model = args.model or default_model_path()
@@ -123,12 +124,14 @@ def main() -> None:
     frames = SceneFrames(args.train_data)
     train, held_out = split_by_scene(frames.scenes, args.validation_fraction)
     prior = row_prior(frames, train)
+    if args.row_prior is not None:
+        np.save(args.row_prior, prior.astype(np.float32))
 
     results: dict[str, dict[str, list[dict[str, float]]]] = {}
-    street = motorcycle()
+    pair = motorcycle()
     sets = {
         "validation scenes": [(frames[i].image, frames[i].depth, 0) for i in held_out[: args.max_frames]],
-        "motorcycle": [(street.image, street.depth, pipe.default_processing_resolution)],
+        "motorcycle": [(pair.image, pair.depth, pipe.default_processing_resolution)],
     }
     for name, examples in sets.items():
         for image, depth, resolution in tqdm(examples, desc=name):
@@ -154,7 +157,14 @@ def main() -> None:
         record = {
             "mean": summary,
             "images": {name: len(methods["constant"]) for name, methods in results.items()},
-            "settings": {k: str(v) for k, v in vars(args).items()} | {"seed": 0},
+            "settings": {
+                "model": args.model or "bundled",
+                "validation_fraction": args.validation_fraction,
+                "steps": args.steps,
+                "ensemble": args.ensemble,
+                "max_frames": args.max_frames,
+                "seed": 0,
+            },
             "versions": packages | {"python": platform.python_version()},
         }
         args.output.write_text(json.dumps(record, indent=2) + "\n")

@@ -70,7 +70,8 @@ def convert_checkpoint(
         FileNotFoundError: If `checkpoint` or `vae` does not exist.
         ImportError: If objects in a trusted checkpoint need a package that is not installed.
         PermissionError: If the folder cannot be created.
-        ValueError: If the checkpoint or the autoencoder cannot be read or converted, or they do not fit together.
+        ValueError: If the checkpoint or the autoencoder cannot be read or converted, or they do not fit together, or
+            if a weight is beyond the range of float16 and `variant` is `"fp16"`.
     """
     if variant not in (None, "fp16"):
         raise ValueError(f"`variant` must be 'fp16' or None, got {variant!r}.")
@@ -83,9 +84,11 @@ def convert_checkpoint(
     with _moved_into_place(output) as folder:
         pipeline.save_pretrained(folder)
         if variant == "fp16":
-            for component in (pipeline.unet, pipeline.vae, pipeline.prompt_embedding):
-                component.half()
+            _halve(pipeline)
             pipeline.save_pretrained(folder, variant=variant)
+        # safetensors writes files that only their owner can read; give them the mode of the files beside them.
+        for path in folder.rglob("*.safetensors"):
+            path.chmod((folder / "model_index.json").stat().st_mode & 0o777)
     logger.info(f"Converted {checkpoint} to {output}.")
     return output
 
@@ -124,6 +127,19 @@ def _build_pipeline(checkpoint: LdmCheckpoint, vae_path: Path, rescale_self_atte
         default_processing_resolution=640,
         rescale_self_attention=rescale_self_attention,
     )
+
+
+def _halve(pipeline: DepthFMPipeline) -> None:
+    """Cast the weights to float16; an error if one does not fit, instead of an infinite weight."""
+    for name in ("unet", "vae", "prompt_embedding"):
+        component = getattr(pipeline, name)
+        component.half()
+        for key, tensor in component.state_dict().items():
+            if not torch.isfinite(tensor).all():
+                raise ValueError(
+                    f"`variant` 'fp16': the tensor {key} of the {name} has values that float16 cannot hold. Convert "
+                    "without `variant`."
+                )
 
 
 def _load_autoencoder(path: Path) -> AutoencoderKL | AutoencoderTiny:

@@ -15,6 +15,9 @@ from safetensors import SafetensorError, safe_open
 from .hub import default_model_path
 from .pipeline_depthfm import DepthFMPipeline
 
+_PROJECTIONS = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_OLD_PROJECTION = re.compile(rf"\b({'|'.join(_PROJECTIONS)})(\.(?:weight|bias))$")
+
 _REPOSITORY = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
 
@@ -41,7 +44,7 @@ def resolve_model(model: str | None = None, variant: str | None = None) -> Path:
         except Exception as error:  # huggingface_hub and its HTTP client have no common base class
             raise FileNotFoundError(
                 f"model {model}: there is no such folder, and the Hub repository could not be fetched: "
-                f"{_first_line(error)}"
+                f"{_first_line(error.__cause__ or error)}"  # diffusers names the Hub's own error as the cause
             ) from error
     check_model_folder(folder)
     return folder
@@ -49,6 +52,8 @@ def resolve_model(model: str | None = None, variant: str | None = None) -> Path:
 
 def check_model_folder(folder: Path) -> None:
     """Looks for what commonly goes wrong with a model folder, to name the file at fault.
+
+    Only `model_index.json` and the folders of the components that it names are looked at.
 
     Args:
         folder: A folder as written by `DepthFMPipeline.save_pretrained`.
@@ -60,29 +65,27 @@ def check_model_folder(folder: Path) -> None:
     index_path = folder / "model_index.json"
     if not index_path.is_file():
         raise FileNotFoundError(f"model {folder}: not a diffusers model folder, {index_path.name} is missing.")
-    for path in sorted(folder.rglob("*.json")):
-        _read_json(path)
     index = _read_json(index_path)
     class_name = index.get("_class_name") if isinstance(index, dict) else None
-    if class_name not in ("DepthFMPipeline", ["pipeline", "DepthFMPipeline"]):
+    if class_name != "DepthFMPipeline":
         raise ValueError(
             f"model {folder}: {index_path.name} says {class_name!r}, not 'DepthFMPipeline'. The authors' checkpoints "
             "are made into such folders by `depthfm convert`."
         )
-    for name, entry in index.items():
-        is_component = not name.startswith("_") and isinstance(entry, list) and entry and entry[0] is not None
-        if is_component and not (folder / name).is_dir():
+    for name in _component_names(index):
+        if not (folder / name).is_dir():
             raise FileNotFoundError(f"model {folder}: the folder {name}/ is missing, which {index_path.name} names.")
-    for path in sorted(folder.rglob("*.safetensors")):
-        try:
-            with safe_open(path, framework="pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"model file {path} is damaged or incomplete: {_first_line(error)}") from error
+    for path in _model_files(folder):
+        if path.suffix == ".json":
+            _read_json(path)
+        else:
+            _tensor_names(path)
 
 
 def model_fingerprint(folder: Path) -> str:
-    """SHA-256 of what a model folder says: over the names and contents of its JSON and safetensors files, in order.
+    """SHA-256 of what a model says: over the names and contents of its JSON and safetensors files, in order.
+
+    Files that are not the model's, as training leaves them beside it, are left out.
 
     Args:
         folder: The model folder.
@@ -91,7 +94,7 @@ def model_fingerprint(folder: Path) -> str:
         64 hexadecimal digits.
     """
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.suffix in (".json", ".safetensors")):
+    for path in _model_files(folder):
         with path.open("rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
         digest.update(f"{content}  {path.relative_to(folder).as_posix()}\n".encode())
@@ -113,17 +116,63 @@ def load_pipeline(
         The pipeline, on the device.
 
     Raises:
-        ValueError: If the model cannot be loaded or the device cannot be used; the message says why.
+        ValueError: If the model cannot be loaded, its weight files lack tensors, or the device cannot be used; the
+            message says why.
     """
     try:
         pipe = DepthFMPipeline.from_pretrained(folder, dtype=dtype, variant=variant, local_files_only=True)
     except Exception as error:  # loading runs through four libraries, each with exceptions of its own
         raise ValueError(f"model {folder} cannot be loaded: {_first_line(error)}") from error
+    for name in _component_names(_read_json(folder / "model_index.json")):
+        component = getattr(pipe, name)
+        if isinstance(component, torch.nn.Module):
+            _check_no_tensor_is_missing(folder / name, component, variant)
     target = get_device() if device == "auto" else device
     try:
         return pipe.to(target)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {target!r} cannot be used: {_first_line(error)}") from error
+
+
+def _component_names(index: dict[str, Any]) -> list[str]:
+    """Names of the components in the content of a `model_index.json`."""
+    return [
+        name
+        for name, entry in index.items()
+        if not name.startswith("_") and isinstance(entry, list) and entry and entry[0] is not None
+    ]
+
+
+def _model_files(folder: Path) -> list[Path]:
+    """The JSON and safetensors files that a model consists of, in order."""
+    index_path = folder / "model_index.json"
+    files = [path for name in _component_names(_read_json(index_path)) for path in (folder / name).iterdir()]
+    return sorted([index_path, *(path for path in files if path.suffix in (".json", ".safetensors"))])
+
+
+def _check_no_tensor_is_missing(folder: Path, component: torch.nn.Module, variant: str | None) -> None:
+    """Raises if the files of a loaded component lack tensors: diffusers leaves random weights in their place."""
+    files = sorted(folder.glob("*.safetensors"))
+    chosen = [path for path in files if variant is not None and f".{variant}" in path.stem]
+    chosen = chosen or [path for path in files if "." not in path.stem]
+    present = {_current_name(key) for path in chosen for key in _tensor_names(path)}
+    missing = sorted({_current_name(key) for key in component.state_dict()} - present)
+    if chosen and missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise ValueError(f"model file {chosen[0]} is incomplete: it lacks {', '.join(missing[:3])}{more}.")
+
+
+def _current_name(key: str) -> str:
+    """A tensor's name in today's diffusers: older autoencoders name the projections of their attention otherwise."""
+    return _OLD_PROJECTION.sub(lambda match: _PROJECTIONS[match[1]] + match[2], key)
+
+
+def _tensor_names(path: Path) -> list[str]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return list(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"model file {path} is damaged or incomplete: {_first_line(error)}") from error
 
 
 def _read_json(path: Path) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -60,7 +61,9 @@ class DepthFMPipeline(NativeLibraryNamesMixin, DiffusionPipeline, UNetLoraLoader
             `depthfm_diffusers.attention_rescaling`. Sets the UNet's attention processors.
 
     Raises:
-        ValueError: If the UNet's input channels are not twice the autoencoder's latent channels.
+        TypeError: If a default is not an integer.
+        ValueError: If the UNet's input channels are not twice the autoencoder's latent channels, if the embedding's
+            width is not what the UNet's cross-attention takes, or if a default is out of its range.
     """
 
     model_cpu_offload_seq = "prompt_embedding->unet->vae"
@@ -77,11 +80,10 @@ class DepthFMPipeline(NativeLibraryNamesMixin, DiffusionPipeline, UNetLoraLoader
         rescale_self_attention: bool = False,
     ) -> None:
         super().__init__()
-        if unet is not None and vae is not None and unet.config.in_channels != 2 * vae.config.latent_channels:
-            raise ValueError(
-                f"`unet` must take {2 * vae.config.latent_channels} channels (the current latent and the image's "
-                f"latent of the `vae`), but it takes {unet.config.in_channels}."
-            )
+        # Components may be `None` until a call: diffusers makes pipelines of some of their components.
+        _check_fit(unet, vae, prompt_embedding)
+        default_num_inference_steps = _integer("default_num_inference_steps", default_num_inference_steps, 1)
+        default_processing_resolution = _integer("default_processing_resolution", default_processing_resolution, 0)
         self.register_modules(unet=unet, vae=vae, scheduler=scheduler, prompt_embedding=prompt_embedding)
         self.register_to_config(
             default_num_inference_steps=default_num_inference_steps,
@@ -110,11 +112,6 @@ class DepthFMPipeline(NativeLibraryNamesMixin, DiffusionPipeline, UNetLoraLoader
         """Pixels per latent pixel, along one side."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
-    @property
-    def size_multiple(self) -> int:
-        """Images are padded to a multiple of this many pixels, so that every level of the UNet has whole pixels."""
-        return self.vae_scale_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
-
     def check_inputs(
         self,
         num_inference_steps: int,
@@ -128,25 +125,32 @@ class DepthFMPipeline(NativeLibraryNamesMixin, DiffusionPipeline, UNetLoraLoader
         output_type: str,
         output_uncertainty: bool,
         output_normals: bool,
-        callback_on_step_end_tensor_inputs: Sequence[str],
+        callback_on_step_end_tensor_inputs: Sequence[str] | None,
         fov_x_deg: float,
     ) -> None:
-        """Checks what can be checked of a call's arguments without looking at the images.
+        """Checks the components, and what can be checked of a call's arguments without looking at the images.
 
         Raises:
             TypeError: If an argument has the wrong type.
-            ValueError: If an argument is out of its range, or two exclude each other.
+            ValueError: If an argument is out of its range, two exclude each other, a component is missing, or the
+                components do not fit together.
         """
+        missing = [name for name, component in self.components.items() if component is None]
+        if missing:
+            raise ValueError(f"The pipeline has no {missing[0]}: set `pipe.{missing[0]}`, or pass it when loading.")
+        _check_fit(self.unet, self.vae, self.prompt_embedding)
+        if not hasattr(self.scheduler, "augment"):
+            raise ValueError(
+                "`scheduler` must be a FlowMatchingImageToDepthScheduler, or have its method `augment` (the source of "
+                f"the flow), but it is a {type(self.scheduler).__name__}."
+            )
         for name, value, minimum in (
             ("num_inference_steps", num_inference_steps, 1),
             ("ensemble_size", ensemble_size, 1),
             ("processing_resolution", processing_resolution, 0),
             ("batch_size", batch_size, 1),
         ):
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"`{name}` must be an integer, got {value!r}.")
-            if value < minimum:
-                raise ValueError(f"`{name}` must be at least {minimum}, got {value}.")
+            _integer(name, value, minimum)
         for name, method in (
             ("resample_method_input", resample_method_input),
             ("resample_method_output", resample_method_output),
@@ -165,13 +169,17 @@ class DepthFMPipeline(NativeLibraryNamesMixin, DiffusionPipeline, UNetLoraLoader
             )
         if output_normals and not 0 < fov_x_deg < 180:
             raise ValueError(f"`fov_x_deg` must be in (0, 180) degrees, got {fov_x_deg!r}.")
-        if latents is not None and generator is not None:
-            raise ValueError("`latents` and `generator` exclude each other: with `latents`, no noise is drawn.")
         generators = generator if isinstance(generator, list) else [generator]
         for one in generators:
             if not isinstance(one, torch.Generator) and not (one is None and generator is None):
                 raise TypeError(f"`generator` must be a torch.Generator or a list of them, got {type(one).__name__}.")
-        unknown = [k for k in callback_on_step_end_tensor_inputs if k not in self._callback_tensor_inputs]
+        names = callback_on_step_end_tensor_inputs
+        if names is not None and (isinstance(names, str) or not isinstance(names, Sequence)):
+            raise TypeError(
+                f"`callback_on_step_end_tensor_inputs` must be a list of names among {self._callback_tensor_inputs}, "
+                f"got {names!r}."
+            )
+        unknown = [name for name in names or () if name not in self._callback_tensor_inputs]
         if unknown:
             raise ValueError(
                 f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}, got {unknown}."
@@ -202,7 +210,8 @@ class DepthFMPipeline(NativeLibraryNamesMixin, DiffusionPipeline, UNetLoraLoader
             sizes: Height and width of each image's latent.
             ensemble_size: Number of members E per image.
             latents: The noise itself: N·E×C×h×w for images of one latent size, or a list of N tensors E×C×h×w.
-            generator: Source of the noise: one for all, or a list of N·E, image by image, member by member.
+            generator: Source of the noise: one for all, or a list of N·E, image by image, member by member. Not used
+                when `latents` are given.
 
         Returns:
             N tensors E×C×h×w, float32, on the execution device.
@@ -235,8 +244,9 @@ class DepthFMPipeline(NativeLibraryNamesMixin, DiffusionPipeline, UNetLoraLoader
             expected = (len(sizes) * ensemble_size, *shapes[0][1:])
             if tuple(latents.shape) != expected:
                 raise ValueError(
-                    f"`latents` must have shape {expected} (images × members, channels, height, width of the padded "
-                    f"image's latent), got {tuple(latents.shape)}."
+                    f"`latents` must have shape {expected} (images × members, channels, and height and width of the "
+                    f"processed image, each divided by {self.vae_scale_factor} and rounded up), got "
+                    f"{tuple(latents.shape)}."
                 )
             latents = latents.split(ensemble_size)
         elif not isinstance(latents, (list, tuple)) or not all(isinstance(x, torch.Tensor) for x in latents):
@@ -246,8 +256,9 @@ class DepthFMPipeline(NativeLibraryNamesMixin, DiffusionPipeline, UNetLoraLoader
             )
         if [tuple(x.shape) for x in latents] != shapes:
             raise ValueError(
-                f"`latents` must be a list of tensors of shapes {shapes} (members, channels, height, width of each "
-                f"padded image's latent), got {[tuple(x.shape) for x in latents]}."
+                f"`latents` must be a list of tensors of shapes {shapes} (members, channels, and height and width of "
+                f"each processed image, divided by {self.vae_scale_factor} and rounded up), got "
+                f"{[tuple(x.shape) for x in latents]}."
             )
         if not all(torch.isfinite(x).all() for x in latents):
             raise ValueError("`latents` hold NaN or infinite values.")
@@ -323,7 +334,7 @@ class DepthFMPipeline(NativeLibraryNamesMixin, DiffusionPipeline, UNetLoraLoader
         | PipelineCallback
         | MultiPipelineCallbacks
         | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        callback_on_step_end_tensor_inputs: Sequence[str] | None = ("latents",),
         return_dict: bool = True,
         fov_x_deg: float = 55.0,
     ) -> DepthFMOutput | tuple:
@@ -337,7 +348,7 @@ class DepthFMPipeline(NativeLibraryNamesMixin, DiffusionPipeline, UNetLoraLoader
             ensemble_size: Number of members E: predictions from different noise, whose log depth is averaged.
             processing_resolution: Longer side in pixels at which images are processed, larger or smaller than they
                 are; 0: their own size; `None`: the model's default. Both sides are then padded to a multiple of
-                `size_multiple`, and the padding is cropped off the result.
+                `vae_scale_factor`, and the padding is cropped off the result.
             match_input_resolution: Whether maps are resized to the size of the input (upright, for PIL images with an
                 EXIF orientation); otherwise they have the processing size.
             resample_method_input: Resampling of images: `"nearest"`, `"nearest-exact"`, `"bilinear"`, `"bicubic"` or
@@ -346,11 +357,12 @@ class DepthFMPipeline(NativeLibraryNamesMixin, DiffusionPipeline, UNetLoraLoader
             batch_size: Number of images, or of images × members, that go through a network at once. Changes speed and
                 memory, not results.
             latents: Gaussian noise of the sources instead of drawn noise, one per image × member: N·E×C×h×w, or a list
-                of N tensors E×C×h×w for images of several sizes; h×w is the padded size divided by `vae_scale_factor`.
+                of N tensors E×C×h×w for images of several sizes; h×w is ceil(height / `vae_scale_factor`) ×
+                ceil(width / `vae_scale_factor`) of the image as processed, after resizing to `processing_resolution`.
                 A result then depends on its own image and noise only.
             generator: Source of the noise. With one generator all noise is drawn from it, image by image and member by
                 member. With a list, of one per image × member in the same order, a result depends on its own image
-                and generators only.
+                and generators only. Not used when `latents` are given.
             output_type: `"np"` (arrays), `"pt"` (tensors on the pipeline's device), `"pil"` (16-bit greyscale images
                 of the prediction), or `"latent"` (the predicted latents as `prediction`, nothing decoded).
             output_uncertainty: Whether to return the spread of the ensemble; needs `ensemble_size` of at least 2.
@@ -361,7 +373,7 @@ class DepthFMPipeline(NativeLibraryNamesMixin, DiffusionPipeline, UNetLoraLoader
                 size: `latents` are those of all images and members of one group, whatever `batch_size`, and the
                 evaluations of one group follow those of another.
             callback_on_step_end_tensor_inputs: What the callback gets: `"latents"` (x_t at the end of the evaluation)
-                and `"image_latents"`, both float32 (images × members)×C×h×w.
+                and `"image_latents"`, both float32 (images × members)×C×h×w. `None` is `["latents"]`.
             return_dict: Whether to return a `DepthFMOutput` instead of a tuple of its fields.
             fov_x_deg: Horizontal field of view in degrees that the normals assume.
 
@@ -397,14 +409,21 @@ class DepthFMPipeline(NativeLibraryNamesMixin, DiffusionPipeline, UNetLoraLoader
             callback_on_step_end_tensor_inputs,
             fov_x_deg,
         )
+        # NumPy's integers are accepted; from here on they are Python's.
+        num_inference_steps, ensemble_size = operator.index(num_inference_steps), operator.index(ensemble_size)
+        processing_resolution, batch_size = operator.index(processing_resolution), operator.index(batch_size)
+        if callback_on_step_end_tensor_inputs is None:
+            callback_on_step_end_tensor_inputs = ["latents"]
         images = [
-            process_image(one, processing_resolution, resample_method_input, self.size_multiple)
+            process_image(one, processing_resolution, resample_method_input, self.vae_scale_factor)
             for one in load_images(image)
         ]
         if output_normals and any(min(_output_size(one, match_input_resolution)) < 2 for one in images):
             raise ValueError("`output_normals=True` needs maps of at least 2 pixels along each side.")
         factor = self.vae_scale_factor
         sizes = [(one.pixels.shape[-2] // factor, one.pixels.shape[-1] // factor) for one in images]
+        for one, size in zip(images, sizes, strict=True):
+            self._check_latent_size(size, one.original_size)
         noise = self.prepare_latents(sizes, ensemble_size, latents, generator)
 
         # 2. The constant embedding. Called as a module, so that offloading hooks fire.
@@ -455,7 +474,9 @@ class DepthFMPipeline(NativeLibraryNamesMixin, DiffusionPipeline, UNetLoraLoader
             size = _output_size(one, match_input_resolution)
             log_depths.append(resize(ensemble_log_depth(cropped)[None], size, resample_method_output))
             if output_uncertainty:
-                uncertainties.append(resize(ensemble_uncertainty(cropped)[None], size, resample_method_output))
+                # Bicubic interpolation overshoots, and a standard deviation is not negative.
+                uncertainty = resize(ensemble_uncertainty(cropped)[None], size, resample_method_output)
+                uncertainties.append(uncertainty.clamp_min(0))
             if output_normals:
                 depth = torch.exp(log_depths[-1] - log_depths[-1].max())
                 normals.append(depth_to_normals(depth, intrinsics_from_fov(fov_x_deg, *size)))
@@ -538,6 +559,25 @@ class DepthFMPipeline(NativeLibraryNamesMixin, DiffusionPipeline, UNetLoraLoader
                 image_latents = returned.get("image_latents", image_latents)
         return latents
 
+    def _check_latent_size(self, latent_size: tuple[int, int], original_size: tuple[int, int]) -> None:
+        """Raises if a network's group normalisation would get a single value per group, which has no variance.
+
+        That takes a feature map of 1×1 where a level has one channel per group: tiny images in narrow networks.
+        """
+        unet, vae = self.unet.config, self.vae.config
+        # Per network: groups, and from where the map has its latent's size, the channels normalised at each halving.
+        levels = [unet.block_out_channels[max(0, i - 1) : i + 1] for i in range(len(unet.block_out_channels))]
+        for name, groups, widths in (
+            ("unet", unet.norm_num_groups, levels),
+            ("vae", vae.get("norm_num_groups"), [vae.block_out_channels[-2:]]),
+        ):
+            if any(max(latent_size) <= 2**level and groups in width for level, width in enumerate(widths)):
+                raise ValueError(
+                    f"An image of {original_size[0]}×{original_size[1]} pixels (height × width) is processed too "
+                    f"small for the `{name}`, which shrinks it to a single value per group of channels: use a larger "
+                    "`processing_resolution`."
+                )
+
     def _check_finite(self, tensor: torch.Tensor, component: str, what: str) -> None:
         """Raises if a network's output holds NaN or infinite values, with what to do about it."""
         if torch.isfinite(tensor).all():
@@ -551,6 +591,41 @@ class DepthFMPipeline(NativeLibraryNamesMixin, DiffusionPipeline, UNetLoraLoader
         else:
             advice = "The weights may be damaged or not meant for this configuration; float16 is not the cause."
         raise RuntimeError(f"The {what} hold NaN or infinite values (`{component}` runs in {dtype}). {advice}")
+
+
+def _integer(name: str, value: Any, minimum: int) -> int:
+    """Makes an `int` of an integer of any library; `name` is what errors call it."""
+    try:
+        integer = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        integer = None
+    if integer is None:
+        raise TypeError(f"`{name}` must be an integer, got {value!r}.")
+    if integer < minimum:
+        raise ValueError(f"`{name}` must be at least {minimum}, got {integer}.")
+    return integer
+
+
+def _check_fit(
+    unet: UNet2DConditionModel | None,
+    vae: AutoencoderKL | AutoencoderTiny | None,
+    prompt_embedding: PromptEmbedding | None,
+) -> None:
+    """Raises if components, where they are given, do not fit together."""
+    if unet is not None and vae is not None and unet.config.in_channels != 2 * vae.config.latent_channels:
+        raise ValueError(
+            f"`unet` must take {2 * vae.config.latent_channels} channels (the current latent and the image's "
+            f"latent of the `vae`), but it takes {unet.config.in_channels}."
+        )
+    if unet is not None and prompt_embedding is not None:
+        # The width may be given per level, and a projection may come before the cross-attention.
+        taken = unet.config.encoder_hid_dim or unet.config.cross_attention_dim
+        widths = set(taken) if isinstance(taken, (list, tuple)) else {taken}
+        if widths != {prompt_embedding.config.dim}:
+            raise ValueError(
+                f"`prompt_embedding` must have the width of the `unet`'s cross-attention, {taken}, but it has "
+                f"{prompt_embedding.config.dim}."
+            )
 
 
 def _output_size(image: ProcessedImage, match_input_resolution: bool) -> tuple[int, int]:

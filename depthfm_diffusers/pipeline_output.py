@@ -34,7 +34,8 @@ class DepthFMOutput(BaseOutput):
             exp(log_depth) at its resolution. Approximate: the depth is known up to an unknown power and factor only,
             and the field of view is the one given to the call. `None` unless asked for.
         latent: Predicted latents at t = 1, one per image × ensemble member: float32 N·E×4×h×w on the pipeline's
-            device, or a list of N tensors E×4×h×w for images of several sizes. `None` unless asked for.
+            device, or a list of N tensors E×4×h×w for images of several sizes. Not what the call's `latents` take,
+            which is noise. `None` unless asked for.
     """
 
     prediction: Maps | list[Image.Image] | None

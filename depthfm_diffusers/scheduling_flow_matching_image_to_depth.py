@@ -64,6 +64,7 @@ class FlowMatchingImageToDepthScheduler(SchedulerMixin, ConfigMixin):
             network takes t in [0, 1] as it is: 1.0. `timesteps` is not scaled.
 
     Raises:
+        TypeError: If a number is not one.
         ValueError: If an argument is out of its range.
     """
 
@@ -78,6 +79,14 @@ class FlowMatchingImageToDepthScheduler(SchedulerMixin, ConfigMixin):
         solver_type: str = "euler",
         timestep_scale: float = 1.0,
     ) -> None:
+        given: dict[str, object] = {
+            "num_train_timesteps": num_train_timesteps,
+            "noise_augmentation_step": noise_augmentation_step,
+            "timestep_scale": timestep_scale,
+        }
+        for name, value in given.items():
+            if not isinstance(value, numbers.Real) or isinstance(value, bool):
+                raise TypeError(f"`{name}` must be a number, got {value!r}.")
         if num_train_timesteps < 1:
             raise ValueError(f"`num_train_timesteps` must be at least 1, got {num_train_timesteps}.")
         if not 0 <= noise_augmentation_step <= num_train_timesteps:
@@ -164,7 +173,9 @@ class FlowMatchingImageToDepthScheduler(SchedulerMixin, ConfigMixin):
             try:
                 n = operator.index(num_inference_steps)
             except TypeError:
-                raise TypeError(f"`num_inference_steps` must be an integer, got {num_inference_steps!r}.") from None
+                n = None
+            if n is None or isinstance(num_inference_steps, bool):
+                raise TypeError(f"`num_inference_steps` must be an integer, got {num_inference_steps!r}.")
             if n < 1:
                 raise ValueError(f"`num_inference_steps` must be at least 1, got {n}.")
             boundaries = [i / n for i in range(n + 1)]
@@ -215,7 +226,8 @@ class FlowMatchingImageToDepthScheduler(SchedulerMixin, ConfigMixin):
         nearest = min(distances)
         if nearest > _rounding_of(timestep):
             raise ValueError(
-                f"`timestep` {float(timestep)} is not among `scheduler.timesteps`: {self.timesteps.tolist()}."
+                f"`timestep` {float(timestep)} is not among `scheduler.timesteps`: {self._times}."
+                f"{_index_hint(timestep)}"
             )
         return max(i for i, distance in enumerate(distances) if distance == nearest)
 
@@ -238,19 +250,14 @@ class FlowMatchingImageToDepthScheduler(SchedulerMixin, ConfigMixin):
             `FlowMatchingImageToDepthSchedulerOutput`, or the tuple `(prev_sample, pred_original_sample)`.
 
         Raises:
-            ValueError: If `set_timesteps` was not called, or all its steps were taken; if `timestep` is an integer
-                (an index, most likely), not among `timesteps`, or not the next of them; if the shapes of
-                `model_output` and `sample` differ, or the sample's shape changes between two stages.
+            ValueError: If `set_timesteps` was not called, or all its steps were taken; if `timestep` is not among
+                `timesteps`, or not the next of them; if the shapes of `model_output` and `sample` differ, or the
+                sample's shape changes between two stages.
         """
         if self.num_inference_steps is None:
             raise ValueError("`step` was called before `set_timesteps`: call `scheduler.set_timesteps(n)` first.")
         if isinstance(timestep, torch.Tensor) and timestep.numel() != 1:
             raise ValueError(f"`timestep` must be a single flow time, got shape {tuple(timestep.shape)}.")
-        if _is_integer(timestep):
-            raise ValueError(
-                "`timestep` must be one of `scheduler.timesteps`, which are flow times, but the integer "
-                f"{timestep} was given. Indices, as from `enumerate(scheduler.timesteps)`, are not supported."
-            )
         if model_output.shape != sample.shape:
             raise ValueError(
                 f"`model_output` must have the shape of `sample`, {tuple(sample.shape)}, got "
@@ -266,7 +273,7 @@ class FlowMatchingImageToDepthScheduler(SchedulerMixin, ConfigMixin):
         if abs(float(timestep) - self._times[self._step_index]) > _rounding_of(timestep):
             raise ValueError(
                 f"`timestep` {float(timestep)} is out of order: the next one is {self._times[self._step_index]}. To "
-                "start again, call `scheduler.set_timesteps(n)`."
+                f"start again, call `scheduler.set_timesteps(n)`.{_index_hint(timestep)}"
             )
 
         interval, stage = divmod(self._step_index, self.order)
@@ -318,7 +325,8 @@ class FlowMatchingImageToDepthScheduler(SchedulerMixin, ConfigMixin):
             original_samples: Samples, `B x ...`.
             noise: Gaussian noise of unit variance, of the shape of `original_samples`.
             timesteps: Steps of the cosine schedule (not flow times), from 0 (exactly no noise) to
-                `num_train_timesteps`, fractions allowed: one number, or a tensor of one, or of one per sample.
+                `num_train_timesteps`, fractions allowed: one number, or a tensor of one, or of one per sample, of
+                shape B or `B x 1 x ...`.
 
         Returns:
             `sqrt(a) original_samples + sqrt(1 - a) noise`, in the dtype of `original_samples`.
@@ -369,17 +377,21 @@ class FlowMatchingImageToDepthScheduler(SchedulerMixin, ConfigMixin):
         Args:
             source: x_0, `B x ...`.
             target: x_1, of the same shape.
-            t: Flow time in [0, 1]: one number, or a tensor of one, or of one per sample.
+            t: Flow time in [0, 1]: one number, or a tensor of one, or of one per sample, of shape B or
+                `B x 1 x ...`.
 
         Returns:
             x_t, in the dtype of `source`.
 
         Raises:
-            ValueError: If shapes do not match.
+            ValueError: If shapes do not match, or a time is outside [0, 1].
         """
         _check_same_shape(source, target)
         compute_dtype = torch.promote_types(source.dtype, torch.float32)
-        time = _per_sample(torch.as_tensor(t, dtype=compute_dtype, device=source.device), source, "t")
+        times = torch.as_tensor(t, dtype=compute_dtype, device=source.device)
+        if not bool(((times >= 0) & (times <= 1)).all()):
+            raise ValueError(f"`t` must lie in [0, 1], got {times.tolist()}.")
+        time = _per_sample(times, source, "t")
         return ((1 - time) * source.to(compute_dtype) + time * target.to(compute_dtype)).to(source.dtype)
 
     def get_velocity(self, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -400,13 +412,22 @@ class FlowMatchingImageToDepthScheduler(SchedulerMixin, ConfigMixin):
         return (target.to(compute_dtype) - source.to(compute_dtype)).to(source.dtype)
 
 
-def _is_integer(value: object) -> bool:
-    return not value.is_floating_point() if isinstance(value, torch.Tensor) else isinstance(value, numbers.Integral)
-
-
 def _rounding_of(timestep: float | torch.Tensor) -> float:
     """How far a time may be off for having been rounded, at least to float32 and else to its tensor's dtype."""
-    return max(1e-6, torch.finfo(timestep.dtype).eps) if isinstance(timestep, torch.Tensor) else 1e-6
+    if isinstance(timestep, torch.Tensor) and timestep.is_floating_point():
+        return max(1e-6, torch.finfo(timestep.dtype).eps)
+    return 1e-6
+
+
+def _index_hint(timestep: float | torch.Tensor) -> str:
+    """What to add to an error about a timestep that looks like an index into `timesteps`."""
+    if isinstance(timestep, torch.Tensor):
+        integer = not timestep.is_floating_point()
+    else:
+        integer = isinstance(timestep, numbers.Integral)
+    if not integer:
+        return ""
+    return " Timesteps are flow times from 0 to 1; indices, as from `enumerate(scheduler.timesteps)`, do not work."
 
 
 def _check_same_shape(source: torch.Tensor, target: torch.Tensor) -> None:
@@ -418,8 +439,7 @@ def _check_same_shape(source: torch.Tensor, target: torch.Tensor) -> None:
 
 def _per_sample(values: torch.Tensor, samples: torch.Tensor, name: str) -> torch.Tensor:
     """Shape one value, or one per sample, so that it broadcasts over samples `B x ...`."""
-    if values.numel() != 1 and values.shape != samples.shape[:1]:
-        raise ValueError(
-            f"`{name}` must be one number or one per sample ({samples.shape[0]}), got shape {tuple(values.shape)}."
-        )
+    count = samples.shape[0]
+    if values.numel() != 1 and values.shape not in ((count,), (count, *[1] * (samples.ndim - 1))):
+        raise ValueError(f"`{name}` must be one number or one per sample ({count}), got shape {tuple(values.shape)}.")
     return values.reshape(-1, *[1] * (samples.ndim - 1))

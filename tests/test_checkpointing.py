@@ -43,6 +43,9 @@ def test_finding(tmp_path):
     assert find_checkpoint("elsewhere", str(tmp_path / "checkpoint-3")) == tmp_path / "checkpoint-3"
     with pytest.raises(FileNotFoundError, match="checkpoint-4"):
         find_checkpoint(tmp_path, "checkpoint-4")
+    (tmp_path / "checkpoint-5").mkdir()
+    with pytest.raises(ValueError, match=r"later checkpoints \(checkpoint-5\)"):
+        find_checkpoint(tmp_path, "checkpoint-3")
     (tmp_path / "weights").mkdir()
     with pytest.raises(ValueError, match="not named checkpoint-STEP"):
         find_checkpoint(tmp_path, "weights")

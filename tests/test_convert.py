@@ -423,6 +423,22 @@ def test_folder_loads_in_both_precisions(converted, variant):
     assert torch.equal(pipe.unet.conv_in.weight.half(), expected)
 
 
+def test_weights_are_as_readable_as_the_rest(converted):
+    modes = {path.stat().st_mode for path in converted.rglob("*") if path.is_file()}
+    assert modes == {(converted / "model_index.json").stat().st_mode}
+
+
+def test_weights_beyond_float16_are_named(save, tmp_path):
+    """65504 is float16's largest number."""
+    weights = torch.load(CHECKPOINT)["state_dict"]
+    (key,) = (key for key in weights if key.endswith("out.2.bias") and "_blocks" not in key)
+    checkpoint = save(state_dict={**weights, key: weights[key] + 1e5})
+    with pytest.raises(ValueError, match=r"`variant` 'fp16': the tensor conv_out\.bias of the unet has values"):
+        convert_checkpoint(checkpoint, VAE, tmp_path / "out", variant="fp16")
+    assert not list(tmp_path.glob("*out*")), "neither the folder nor a part of it"
+    assert convert_checkpoint(checkpoint, VAE, tmp_path / "out").is_dir()
+
+
 def test_rescaling_is_saved_and_switchable(tmp_path, golden):
     folder = convert_checkpoint(CHECKPOINT, VAE, tmp_path / "out", rescale_self_attention=True)
     inputs = torch.cat([golden["source_latent"], golden["image_latent"]], dim=1)

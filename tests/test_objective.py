@@ -11,12 +11,12 @@ from objective import (
     FlowState,
     TimeDistribution,
     data_loss,
-    encode,
     latent_weight,
     normals_loss,
     predict_velocity,
 )
 
+from depthfm_diffusers import DepthFMPipeline
 from depthfm_diffusers.geometry import depth_to_normals, intrinsics_from_fov
 
 
@@ -79,14 +79,6 @@ def test_latent_weight_is_the_share_of_valid_pixels():
     assert latent_weight(valid, (2, 2)).flatten().tolist() == [1.0, 0.5, 0.0, 0.0]
 
 
-def test_encode_is_the_scaled_posterior_mode():
-    vae = build_components()["vae"]
-    pixels = torch.rand(2, 3, 32, 32) * 2 - 1
-    expected = vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
-    torch.testing.assert_close(encode(vae, pixels), expected, rtol=0, atol=0)
-    assert not encode(vae, pixels).requires_grad
-
-
 def test_times_follow_their_distribution():
     rng = np.random.default_rng(0)
     uniform = np.array([TimeDistribution().sample(rng) for _ in range(4000)])
@@ -95,20 +87,14 @@ def test_times_follow_their_distribution():
     assert uniform.max() < 1
     early = np.array([TimeDistribution("logit_normal", mean=-1.0).sample(rng) for _ in range(4000)])
     assert np.median(early) == pytest.approx(1 / (1 + np.e), abs=0.02)
+    at_start = np.array([TimeDistribution(start_share=0.75).sample(rng) for _ in range(4000)]) == 0
+    assert abs(at_start.mean() - 0.75) < 0.03
+    with pytest.raises(ValueError, match="share of t = 0"):
+        TimeDistribution(start_share=1.5)
     with pytest.raises(ValueError, match="distribution of t"):
         TimeDistribution("normal")
     with pytest.raises(ValueError, match="standard deviation"):
         TimeDistribution("logit_normal", std=0.0)
-
-
-class _IdentityDecoder(torch.nn.Module):
-    """A decoder whose latent is the picture itself, so that normals have a closed form."""
-
-    class config:
-        scaling_factor = 2.0
-
-    def decode(self, latent):
-        return type("Decoded", (), {"sample": latent})()
 
 
 def wall(slope: float, size: int = 24) -> tuple[torch.Tensor, torch.Tensor]:
@@ -125,26 +111,31 @@ def test_normals_loss_is_the_cosine_of_the_angle_between_planes(slope, expected)
     true, _ = wall(0.0)
     bounds = torch.tensor([[np.log(0.5), np.log(10.0)]], dtype=torch.float32)
     values = 2 * (tilted.log() - bounds[:, :1, None, None]) / (bounds[:, 1:] - bounds[:, :1])[..., None, None] - 1
-    latent = values.expand(-1, 3, -1, -1) * 2.0
-    state = FlowState(torch.ones(1), latent, torch.zeros_like(latent), torch.zeros_like(latent))
-    loss = normals_loss(state, _IdentityDecoder(), true, torch.ones_like(true, dtype=torch.bool), bounds, intrinsics)
+    # The decoder is the identity: the latent is the map itself.
+    state = FlowState(torch.ones(1), values, torch.zeros_like(values), torch.zeros_like(values))
+    loss = normals_loss(
+        state, lambda latent: latent, true, torch.ones_like(true, dtype=torch.bool), bounds, intrinsics
+    )
     assert loss.item() == pytest.approx(expected, abs=1e-3)
 
 
 def test_normals_loss_trains_the_network_through_the_frozen_decoder():
-    vae = build_components()["vae"].requires_grad_(False)
+    pipe = DepthFMPipeline(**build_components())
+    pipe.vae.requires_grad_(False)
     depth, intrinsics = wall(0.5, size=32)
     depth[..., :2, :] = 0
     normalized = normalize_log_depth(depth[0])
     velocity = torch.randn(1, 4, 4, 4, requires_grad=True)
     state = FlowState(torch.tensor([0.2]), torch.randn(1, 4, 4, 4), velocity, torch.zeros(1, 4, 4, 4))
     bounds = torch.tensor([[normalized.log_near, normalized.log_far]])
-    loss = normals_loss(state, vae, depth, normalized.valid[None], bounds, intrinsics)
+    loss = normals_loss(state, pipe.decode_depth, depth, normalized.valid[None], bounds, intrinsics)
     loss.backward()
     assert 0 < loss.item() < 2
     assert torch.isfinite(velocity.grad).all()
     assert velocity.grad.abs().sum() > 0
-    assert all(p.grad is None for p in vae.parameters())
-    nothing = normals_loss(state, vae, depth, torch.zeros_like(depth, dtype=torch.bool), bounds, intrinsics)
+    assert all(p.grad is None for p in pipe.vae.parameters())
+    nothing = normals_loss(
+        state, pipe.decode_depth, depth, torch.zeros_like(depth, dtype=torch.bool), bounds, intrinsics
+    )
     assert nothing.item() == 0.0
     assert torch.isfinite(depth_to_normals(torch.ones(1, 1, 8, 8), intrinsics)).all()

@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import build_components
+from conftest import build_components, build_unet
 from diffusers import AutoencoderTiny
 from PIL import Image
 
 from depthfm_diffusers import DepthFMPipeline, FlowMatchingImageToDepthScheduler
 from depthfm_diffusers.ensembling import ensemble_uncertainty
 from depthfm_diffusers.geometry import depth_to_normals, intrinsics_from_fov
-from depthfm_diffusers.image_processing import depth_from_log_depth
+from depthfm_diffusers.image_processing import depth_from_log_depth, resize
 
-# Latent of the 72x48 picture at the default 64 pixels: 64x43, padded to 64x48, 8x down.
+# Latent of the 72x48 picture at the default 64 pixels: 64x43, an eighth of it rounded up.
 LATENT = (4, 6, 8)
 
 
@@ -223,6 +223,43 @@ def test_the_padding_is_cropped_off_not_resized_away(pipe):
     assert largest_difference(cropped, whole[:, :43]) < 1e-5
 
 
+@pytest.fixture(params=[2, 4])
+def odd_pipe(request):
+    """A pipeline whose UNet has as many levels, so that few latents can be halved evenly."""
+    levels = request.param
+    unet = build_unet(
+        block_out_channels=(32, *[64] * (levels - 1)),
+        norm_num_groups=8,  # normalising the two values of a 1×1 map in 32 groups would magnify rounding
+        down_block_types=("CrossAttnDownBlock2D",) * (levels - 1) + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * (levels - 1),
+    )
+    pipe = DepthFMPipeline(**{**build_components(), "unet": unet}, default_processing_resolution=0)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.mark.parametrize("size", [(72, 48), (56, 40), (57, 39), (200, 1), (1, 333)])
+def test_latents_of_odd_sizes(odd_pipe, size):
+    """Images are padded to a multiple of the autoencoder's factor only, whatever the UNet's depth."""
+    latent = (4, -(-size[1] // 8), -(-size[0] // 8))
+    seen = []
+    odd_pipe.unet.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[1:])))
+    picture = other_picture(*size)
+    output = odd_pipe(picture, ensemble_size=2, latents=noise(2, latent), batch_size=2, output_latent=True)
+    assert set(seen) == {(8, *latent[1:])}
+    assert output.latent.shape == (2, *latent)
+    assert output.prediction.shape == (1, size[1], size[0], 1)
+    singles = [odd_pipe(picture, latents=one[None]).log_depth for one in noise(2, latent)]
+    assert largest_difference(output.log_depth, np.mean(singles, axis=0)) < 1e-5
+
+
+def test_tiles_of_odd_latents(odd_pipe):
+    odd_pipe.vae.enable_tiling()
+    output = odd_pipe(other_picture(104, 88), ensemble_size=2, generator=generators(0)[0])
+    assert output.prediction.shape == (1, 88, 104, 1)
+    assert np.isfinite(output.log_depth).all()
+
+
 def test_processing_resolution_and_output_size(pipe, image):
     small = pipe(image, processing_resolution=32, match_input_resolution=False, output_normals=True)
     assert small.prediction.shape == (1, 21, 32, 1)
@@ -248,6 +285,18 @@ def test_uncertainty_is_that_of_the_aligned_members(pipe, image):
     assert largest_difference(output.uncertainty[0, ..., 0], ensemble_uncertainty(torch.stack(members)).numpy()) < 1e-5
     resized = pipe(image, ensemble_size=4, latents=noise(4), output_uncertainty=True, output_type="pt")
     assert resized.uncertainty.shape == (1, 1, 48, 72)
+
+
+def test_uncertainty_is_not_negative_where_bicubic_resizing_undershoots(pipe):
+    """Two members that agree but for a few places: the interpolated spread swings below 0 beside them."""
+    picture = other_picture(16, 16)
+    arguments = {"ensemble_size": 2, "latents": noise(2, (4, 4, 4)), "output_uncertainty": True}
+    native = pipe(picture, processing_resolution=32, match_input_resolution=False, **arguments).uncertainty
+    picture = picture.resize((256, 256))
+    output = pipe(picture, processing_resolution=32, resample_method_output="bicubic", **arguments).uncertainty
+    unclamped = resize(torch.from_numpy(native).permute(0, 3, 1, 2), (256, 256), "bicubic")
+    assert unclamped.min() < 0, "else this test shows nothing"
+    assert output.min() == 0
 
 
 def test_normals_are_those_of_the_log_depth(pipe, image):

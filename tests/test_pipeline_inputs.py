@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import build_components, build_unet
+from conftest import build_components, build_unet, build_vae
+from diffusers import EulerDiscreteScheduler
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from PIL import Image
 
-from depthfm_diffusers import DepthFMPipeline
+from depthfm_diffusers import DepthFMPipeline, PromptEmbedding
 from depthfm_diffusers.attention_rescaling import set_self_attention_rescaling
 
 
@@ -33,6 +34,9 @@ def generator() -> torch.Generator:
     ("arguments", "error", "match"),
     [
         ({"num_inference_steps": 0}, ValueError, "`num_inference_steps` must be at least 1, got 0"),
+        ({"num_inference_steps": np.int64(0)}, ValueError, "`num_inference_steps` must be at least 1, got 0"),
+        ({"num_inference_steps": np.float32(2)}, TypeError, "`num_inference_steps` must be an integer, got"),
+        ({"num_inference_steps": True}, TypeError, "`num_inference_steps` must be an integer, got True"),
         ({"num_inference_steps": 2.0}, TypeError, "`num_inference_steps` must be an integer, got 2.0"),
         ({"ensemble_size": 0}, ValueError, "`ensemble_size` must be at least 1, got 0"),
         ({"ensemble_size": True}, TypeError, "`ensemble_size` must be an integer"),
@@ -51,9 +55,13 @@ def generator() -> torch.Generator:
             "`output_uncertainty` and `output_normals` need decoded maps",
         ),
         ({"output_normals": True, "fov_x_deg": 180.0}, ValueError, r"`fov_x_deg` must be in \(0, 180\).* got 180"),
-        ({"latents": torch.zeros(1, 4, 6, 8), "generator": generator()}, ValueError, "exclude each other"),
         ({"latents": torch.zeros(2, 4, 6, 8)}, ValueError, r"`latents` must have shape \(1, 4, 6, 8\).* got \(2, 4"),
         ({"latents": torch.zeros(1, 4, 8, 6)}, ValueError, r"`latents` must have shape \(1, 4, 6, 8\)"),
+        (
+            {"latents": torch.zeros(1, 4, 6, 10), "processing_resolution": 0},
+            ValueError,
+            r"shape \(1, 4, 6, 9\) .* processed image, each divided by 8 and rounded up\), got \(1, 4, 6, 10\)",
+        ),
         ({"latents": torch.zeros(1, 4, 6, 8), "ensemble_size": 2}, ValueError, r"\(2, 4, 6, 8\)"),
         ({"latents": [torch.zeros(1, 4, 6, 8)] * 2}, ValueError, "`latents` must be a list of tensors of shapes"),
         ({"latents": np.zeros((1, 4, 6, 8))}, TypeError, "`latents` must be a tensor, or a list .* got ndarray"),
@@ -64,6 +72,8 @@ def generator() -> torch.Generator:
         ({"generator": 42}, TypeError, "`generator` must be a torch.Generator or a list of them, got int"),
         ({"generator": [None]}, TypeError, "`generator` .* got NoneType"),
         ({"callback_on_step_end_tensor_inputs": ["noise"]}, ValueError, r"must be among \['latents'.*\['noise'\]"),
+        ({"callback_on_step_end_tensor_inputs": "latents"}, TypeError, "must be a list of names .* got 'latents'"),
+        ({"callback_on_step_end_tensor_inputs": 1}, TypeError, "`callback_on_step_end_tensor_inputs` must be a list"),
         ({"image": []}, ValueError, "`image` is empty"),
         ({"image": "photo.jpg"}, TypeError, "`image` must be .* got str"),
         ({"image": torch.full((3, 8, 8), torch.nan)}, ValueError, "`image` holds NaN"),
@@ -107,11 +117,94 @@ def test_defaults_are_the_models(pipe, image):
     assert pipe.config.default_num_inference_steps == 3, "saved with the pipeline"
 
 
-def test_a_unet_that_does_not_fit_is_refused():
+def test_components_that_do_not_fit_are_refused(idle_pipe, image):
+    """When the pipeline is made, and when they are exchanged later."""
+    narrow = build_unet()
+    narrow.register_to_config(in_channels=4)
+    for name, component, match in (
+        ("unet", narrow, r"`unet` must take 8 channels .* takes 4"),
+        (
+            "prompt_embedding",
+            PromptEmbedding(num_tokens=4, dim=24),
+            "`prompt_embedding` must have .* 16, but it has 24",
+        ),
+    ):
+        with pytest.raises(ValueError, match=match):
+            DepthFMPipeline(**{**build_components(), name: component})
+        original = getattr(idle_pipe, name)
+        setattr(idle_pipe, name, component)
+        with pytest.raises(ValueError, match=match):
+            idle_pipe(image)
+        setattr(idle_pipe, name, original)
+
+
+def test_widths_of_cross_attention_may_be_given_per_level():
     components = build_components()
-    components["unet"].register_to_config(in_channels=4)
-    with pytest.raises(ValueError, match=r"`unet` must take 8 channels .* takes 4"):
-        DepthFMPipeline(**components)
+    components["unet"] = build_unet(cross_attention_dim=(16, 16))
+    assert DepthFMPipeline(**components).unet.config.cross_attention_dim == (16, 16)
+
+
+def test_a_scheduler_of_another_kind_is_refused(idle_pipe, image):
+    idle_pipe.scheduler = EulerDiscreteScheduler()
+    with pytest.raises(ValueError, match=r"`scheduler` must be a FlowMatching.* but it is a EulerDiscreteScheduler"):
+        idle_pipe(image)
+
+
+@pytest.mark.parametrize("name", ["unet", "vae", "scheduler", "prompt_embedding"])
+def test_a_missing_component_is_named(image, name):
+    pipe = DepthFMPipeline(**{**build_components(), name: None})
+    with pytest.raises(ValueError, match=f"no {name}: set `pipe.{name}`"):
+        pipe(image)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        ({"default_num_inference_steps": 0}, ValueError, "`default_num_inference_steps` must be at least 1, got 0"),
+        ({"default_processing_resolution": -8}, ValueError, "`default_processing_resolution` must be at least 0"),
+        ({"default_num_inference_steps": "2"}, TypeError, "`default_num_inference_steps` must be an integer, got '2'"),
+    ],
+)
+def test_wrong_defaults_are_refused(arguments, error, match):
+    with pytest.raises(error, match=match):
+        DepthFMPipeline(**build_components(), **arguments)
+
+
+def test_integers_of_numpy_are_integers(pipe, image):
+    names = ("num_inference_steps", "ensemble_size", "batch_size", "processing_resolution")
+    values = (2, 2, 2, 32)
+    expected = pipe(image, generator=generator(), **dict(zip(names, values, strict=True))).log_depth
+    numpy_values = (np.int64(2), np.uint8(2), np.int32(2), np.int16(32))
+    output = pipe(image, generator=generator(), **dict(zip(names, numpy_values, strict=True))).log_depth
+    assert np.array_equal(output, expected)
+
+
+def test_latents_win_over_a_generator(pipe, image):
+    """As in diffusers: the generator is not drawn from."""
+    latents, source = torch.randn(1, 4, 6, 8, generator=generator()), generator()
+    state = source.get_state()
+    both = pipe(image, latents=latents, generator=source).log_depth
+    assert np.array_equal(both, pipe(image, latents=latents).log_depth)
+    assert torch.equal(source.get_state(), state)
+
+
+def test_images_too_small_for_group_normalisation_are_named(idle_pipe, image):
+    """The UNet's second level would get a 1×1 map of 32 channels in 32 groups."""
+    with pytest.raises(ValueError, match=r"An image of 16×9 pixels .* `unet`.* larger `processing_resolution`"):
+        idle_pipe([image, image.resize((9, 16))], processing_resolution=0)
+
+
+def test_images_too_small_for_the_autoencoder_are_named():
+    components = build_components()
+    components["unet"] = build_unet(norm_num_groups=8)
+    pipe = DepthFMPipeline(**components)
+    pipe.set_progress_bar_config(disable=True)
+    tiny = Image.new("RGB", (8, 8))
+    assert pipe(tiny, processing_resolution=0).prediction.shape == (1, 8, 8, 1), "two or more channels per group"
+    pipe.vae = build_vae(norm_num_groups=16, block_out_channels=(16,) * 4)
+    with pytest.raises(ValueError, match=r"An image of 8×8 pixels .* `vae`"):
+        pipe(tiny, processing_resolution=0)
+    assert pipe(tiny, processing_resolution=9).prediction.shape == (1, 8, 8, 1)
 
 
 def test_lost_attention_processors_are_an_error_not_another_model(image):
@@ -191,6 +284,17 @@ def test_callback_objects_name_their_own_tensors(pipe, image):
     pipe(image, num_inference_steps=2, callback_on_step_end=Recorder())
     pipe(image, num_inference_steps=1, callback_on_step_end=MultiPipelineCallbacks([Recorder()]))
     assert seen == [0, 1, 0]
+
+
+def test_without_names_a_callback_gets_the_latents(pipe, image):
+    given = []
+    pipe(
+        image,
+        num_inference_steps=1,
+        callback_on_step_end=lambda _, i, t, tensors: given.append(list(tensors)) or tensors,
+        callback_on_step_end_tensor_inputs=None,
+    )
+    assert given == [["latents"]]
 
 
 def test_the_progress_bar_counts_network_evaluations(pipe, image, capsys):

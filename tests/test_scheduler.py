@@ -216,12 +216,20 @@ def test_constructor_names_the_argument_at_fault(arguments, name):
         FlowMatchingImageToDepthScheduler(**arguments)
 
 
+@pytest.mark.parametrize("name", ["num_train_timesteps", "noise_augmentation_step", "timestep_scale"])
+@pytest.mark.parametrize("value", ["400", None, True])
+def test_constructor_names_what_is_not_a_number(name, value):
+    with pytest.raises(TypeError, match=f"`{name}` must be a number, got {value!r}"):
+        FlowMatchingImageToDepthScheduler(**{name: value})
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
         ({}, ValueError, "Give `num_inference_steps` or `timesteps`"),
         ({"num_inference_steps": 0}, ValueError, "at least 1, got 0"),
         ({"num_inference_steps": 2.5}, TypeError, "integer, got 2.5"),
+        ({"num_inference_steps": True}, TypeError, "integer, got True"),
         ({"timesteps": []}, ValueError, "strictly increasing"),
         ({"timesteps": [0, 0.5, 0.5]}, ValueError, "strictly increasing"),
         ({"timesteps": [0.5, 0]}, ValueError, "strictly increasing"),
@@ -242,14 +250,11 @@ def test_step_refuses_misuse():
     with pytest.raises(ValueError, match="before `set_timesteps`"):
         scheduler.step(x, 0.0, x)
     scheduler.set_timesteps(2)
-    for index in (0, np.int64(0), torch.tensor(0)):
-        with pytest.raises(ValueError, match="the integer 0 was given"):
-            scheduler.step(x, index, x)
     with pytest.raises(ValueError, match="shape of `sample`"):
         scheduler.step(x[:1], scheduler.timesteps[0], x)
     with pytest.raises(ValueError, match="single flow time"):
         scheduler.step(x, scheduler.timesteps, x)
-    with pytest.raises(ValueError, match="not among"):
+    with pytest.raises(ValueError, match=r"not among `scheduler.timesteps`: \[0.0, 0.25, 0.5, 0.75\]\.$"):
         scheduler.step(x, 0.1, x)
     with pytest.raises(ValueError, match="second evaluation"):
         scheduler.step(x, scheduler.timesteps[1], x)
@@ -268,6 +273,39 @@ def test_step_refuses_misuse():
         scheduler.step(x, scheduler.timesteps[1], x)
 
 
+@pytest.mark.parametrize("kind", [int, np.int64, torch.tensor])
+def test_integers_are_flow_times_and_an_index_gets_a_hint(kind):
+    """0 is the first time of every grid, and 1 the last of Heun's."""
+    x = torch.ones(2, 3)
+    scheduler = FlowMatchingImageToDepthScheduler(solver_type="heun")
+    scheduler.set_timesteps(1)
+    expected = scheduler.step(x, 0.0, x).prev_sample
+    assert torch.equal(scheduler.step(x, 1.0, expected).prev_sample, expected)
+    scheduler.set_timesteps(1)
+    assert torch.equal(scheduler.step(x, kind(0), x).prev_sample, expected)
+    assert torch.equal(scheduler.step(x, kind(1), expected).prev_sample, expected)
+
+    scheduler = FlowMatchingImageToDepthScheduler()
+    scheduler.set_timesteps(2)
+    with pytest.raises(ValueError, match=r"not among .* indices, as from `enumerate\(scheduler.timesteps\)`"):
+        scheduler.step(x, kind(1), x)
+    scheduler.step(x, kind(0), x)
+    with pytest.raises(ValueError, match=r"out of order: the next one is 0\.5.* indices, as from"):
+        scheduler.step(x, kind(1), x)
+
+
+def test_times_per_sample_may_have_the_dimensions_of_the_samples():
+    scheduler = FlowMatchingImageToDepthScheduler()
+    source, target, times = torch.randn(3, 4, 2, 2), torch.randn(3, 4, 2, 2), torch.tensor([0.0, 0.25, 1.0])
+    expected = scheduler.interpolate(source, target, times)
+    assert torch.equal(scheduler.interpolate(source, target, times.view(3, 1, 1, 1)), expected)
+    noisy = scheduler.add_noise(source, target, times * 1000)
+    assert torch.equal(scheduler.add_noise(source, target, (times * 1000).view(3, 1, 1, 1)), noisy)
+    for shape in ((3, 1), (1, 3, 1, 1), (1, 1, 1, 3)):
+        with pytest.raises(ValueError, match="`t` must be one number or one per sample"):
+            scheduler.interpolate(source, target, times.view(shape))
+
+
 def test_training_helpers_refuse_misuse():
     scheduler = FlowMatchingImageToDepthScheduler()
     x = torch.ones(2, 3)
@@ -279,7 +317,10 @@ def test_training_helpers_refuse_misuse():
     with pytest.raises(ValueError, match="`timesteps` must be one number or one per sample"):
         scheduler.add_noise(x, x, torch.zeros(3))
     with pytest.raises(ValueError, match="`t` must be one number or one per sample"):
-        scheduler.interpolate(x, x, torch.zeros(2, 1))
+        scheduler.interpolate(x, x, torch.zeros(1, 2))
+    for t in (-0.01, 1.01, 400, float("nan"), torch.tensor([0.5, 2.0])):
+        with pytest.raises(ValueError, match=r"`t` must lie in \[0, 1\], got"):
+            scheduler.interpolate(x, x, t)
     for helper in (lambda: scheduler.interpolate(x, x[:1], 0.5), lambda: scheduler.get_velocity(x, x[:1])):
         with pytest.raises(ValueError, match="`target` must have the shape"):
             helper()

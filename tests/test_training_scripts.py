@@ -125,6 +125,10 @@ def test_training_goes_on_from_a_finished_folder(shard, parts, tmp_path):
     train_depthfm.main(flags)
     pipe = DiffusionPipeline.from_pretrained(tmp_path / "second")
     assert pipe.scheduler.config.noise_augmentation_step == 200
+    again = train_depthfm.parse_args(
+        [*flags[:4], "--pretrained_model_name_or_path", str(tmp_path / "second")],
+    )
+    assert train_depthfm.build_pipeline(again).scheduler.config.noise_augmentation_step == 200
     before = load_file(tmp_path / "first" / "unet" / "diffusion_pytorch_model.safetensors")
     after = pipe.unet.state_dict()
     assert any(not torch.equal(before[name], after[name]) for name in before)
@@ -139,6 +143,24 @@ def test_autoencoder_script_writes_an_autoencoder(shard, tmp_path):
     assert latents.shape == (1, 4, 6, 8)
     assert vae.config.scaling_factor not in (0.18215, 1.0)
     assert vae.config.scaling_factor > 0
+
+
+def test_frames_of_several_sizes_need_a_resolution(parts, tmp_path):
+    frames = [sloping_frame(n, *size) for n, size in enumerate([(48, 64), (40, 72)] * 6)]
+    mixed = write_shard(tmp_path / "mixed.tar", frames)
+    with pytest.raises(ValueError, match="set --resolution HEIGHT WIDTH"):
+        train_depthfm.main(flow_flags(mixed, parts, tmp_path / "refused", "--max_train_steps", "9"))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    flags = flow_flags(mixed, parts, tmp_path / "out", "--max_train_steps", "1", "--resolution", "32", "48")
+    flags[flags.index("none")] = "tensorboard"
+    flags[flags.index("--validation_frames") + 1] = "4"
+    train_depthfm.main(flags)
+    assert DiffusionPipeline.from_pretrained(tmp_path / "out").config.default_processing_resolution == 48
+    AcceleratorState._reset_state(reset_partial_state=True)
+    flags = ["--train_data", str(mixed), "--output_dir", str(tmp_path / "vae"), "--max_train_steps", "1"]
+    flags += ["--block_out_channels", "8", "8", "8", "8", "--norm_num_groups", "4", "--train_batch_size", "2"]
+    train_autoencoder.main([*flags, "--validation_fraction", "0.3", "--crop_size", "32"])
+    assert AutoencoderKL.from_pretrained(tmp_path / "vae").config.scaling_factor > 0
 
 
 def test_loss_that_is_not_finite_stops_the_run(shard, parts, tmp_path):

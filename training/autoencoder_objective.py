@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from depth_transforms import AugmentationConfig, augment_view, frame_to_view, normalize_log_depth
 from diffusers import AutoencoderKL
-from frames import SceneFrames
+from frames import Frame, SceneFrames
 from sampling import sample_rng
 from torch.utils.data import Dataset
 
@@ -57,6 +57,14 @@ class AutoencoderViews(Dataset):
         pixels = torch.stack([view.image * 2 - 1, depth.expand(3, -1, -1)])[..., top : top + size, left : left + size]
         noise = rng.standard_normal((2, LATENT_CHANNELS, size // DOWNSAMPLING, size // DOWNSAMPLING), dtype=np.float32)
         return {"pixels": pixels.contiguous(), "noise": torch.from_numpy(noise)}
+
+
+def image_and_depth(frame: Frame) -> torch.Tensor:
+    """A frame's image and depth map, 2×3×H×W in [-1, 1], cropped to multiples of the autoencoder's factor."""
+    view = frame_to_view(frame)
+    depth = normalize_log_depth(view.depth).values.expand(3, -1, -1)
+    height, width = (side - side % DOWNSAMPLING for side in depth.shape[-2:])
+    return torch.stack([view.image * 2 - 1, depth])[..., :height, :width]
 
 
 class VariationalPass(torch.nn.Module):

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from accelerate import Accelerator
-from diffusers import ModelMixin
+from diffusers import ConfigMixin
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 
@@ -42,13 +42,19 @@ def find_checkpoint(output_dir: str | Path, wanted: str) -> Path | None:
 
     Raises:
         FileNotFoundError: If a named checkpoint does not exist.
+        ValueError: If later ones are in `output_dir`: the resumed run would mix with what came after.
     """
     if wanted == "latest":
         checkpoints = list_checkpoints(output_dir)
         return checkpoints[-1] if checkpoints else None
     for path in (Path(wanted), Path(output_dir) / wanted):
         if path.is_dir():
-            checkpoint_step(path)
+            later = [p.name for p in list_checkpoints(output_dir) if checkpoint_step(p) > checkpoint_step(path)]
+            if later:
+                raise ValueError(
+                    f"--resume_from_checkpoint: {output_dir} has later checkpoints ({', '.join(later)}). Move them "
+                    "away, or set another --output_dir."
+                )
             return path
     raise FileNotFoundError(f"--resume_from_checkpoint: {wanted} does not exist.")
 
@@ -77,6 +83,6 @@ def save_checkpoint(accelerator: Accelerator, output_dir: str | Path, step: int,
     return final
 
 
-def forget_source_path(model: ModelMixin) -> None:
-    """Blanks the path that diffusers notes in the config of a loaded model: it says nothing on another machine."""
+def forget_source_path(model: ConfigMixin) -> None:
+    """Blanks the path that diffusers notes in the config of what it loads: it says nothing on another machine."""
     model.register_to_config(_name_or_path="")

@@ -53,6 +53,8 @@ def base_parser(description: str) -> argparse.ArgumentParser:
     optimization.add_argument("--adam_weight_decay", type=float, default=1e-2, help="AdamW's weight decay.")
     optimization.add_argument("--max_grad_norm", type=float, default=1.0, help="Gradients are clipped to this norm.")
     optimization.add_argument("--ema_decay", type=fraction, default=0.999, help="Of the averaged weights; 0: none.")
-    optimization.add_argument("--mixed_precision", default="no", choices=["no", "fp16", "bf16"], help="Autocast type.")
+    optimization.add_argument(
+        "--mixed_precision", choices=["no", "fp16", "bf16"], help="Autocast type; default: accelerate's configuration."
+    )
     optimization.add_argument("--channels_last", action="store_true", help="Memory format of weights and images.")
     return parser

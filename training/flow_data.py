@@ -11,14 +11,15 @@ import numpy as np
 import torch
 from accelerate.logging import get_logger
 from depth_transforms import AugmentationConfig, View, augment_view, frame_to_view, normalize_log_depth, resize_view
-from diffusers import AutoencoderKL
 from frames import SceneFrames, find_shards
-from objective import TimeDistribution, encode, latent_weight
+from objective import TimeDistribution, latent_weight
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from sampling import sample_rng
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
+
+from depthfm_diffusers import DepthFMPipeline
 
 logger = get_logger(__name__)
 
@@ -108,12 +109,13 @@ def draw_flow(
     }
 
 
-def encode_batch(vae: AutoencoderKL, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+@torch.no_grad()
+def encode_batch(pipe: DepthFMPipeline, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Adds `image_latent`, `depth_latent` (B×4×h×w) and `weight` (B×1×h×w) to a batch of `FlowFrames`."""
-    image_latent = encode(vae, batch["image"])
-    depth_latent = encode(vae, batch["depth_map"].expand(-1, 3, -1, -1))
+    image_latent = pipe.encode_image(batch["image"])
+    depth_latent = pipe.encode_image(batch["depth_map"].expand(-1, 3, -1, -1))
     weight = latent_weight(batch["valid"], image_latent.shape[-2:])
-    return batch | {"image_latent": image_latent.float(), "depth_latent": depth_latent.float(), "weight": weight}
+    return batch | {"image_latent": image_latent, "depth_latent": depth_latent, "weight": weight}
 
 
 class CachedLatents(Dataset):
@@ -145,7 +147,7 @@ class CachedLatents(Dataset):
 
 def cache_latents(
     folder: Path,
-    vae: AutoencoderKL,
+    pipe: DepthFMPipeline,
     dataset: FlowFrames,
     train_data: list[str],
     variants: int,
@@ -160,8 +162,9 @@ def cache_latents(
     """
     digest = hashlib.sha256()
     for shard in find_shards(train_data):
-        digest.update(hashlib.sha256(shard.read_bytes()).digest())
-    for name, tensor in sorted(vae.state_dict().items()):
+        with shard.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    for name, tensor in sorted(pipe.vae.state_dict().items()):
         digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
     settings = [
         dataset.indices,
@@ -169,7 +172,7 @@ def cache_latents(
         dataset.size,
         variants,
         dataset.seed,
-        vae.config.scaling_factor,
+        pipe.vae.config.scaling_factor,
         str(autocast_dtype),
     ]
     digest.update(json.dumps(settings).encode())
@@ -188,7 +191,7 @@ def cache_latents(
         without_range += int((batch["has_range"] == 0).sum())
         batch = {name: tensor.to(device) for name, tensor in batch.items()}
         with torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
-            encoded = encode_batch(vae, batch)
+            encoded = encode_batch(pipe, batch)
         for name, parts in tensors.items():
             parts.append(encoded[name].half().cpu())
     stacked = {name: torch.cat(parts).unflatten(0, (variants, -1)).contiguous() for name, parts in tensors.items()}

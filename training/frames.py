@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ import datasets
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
+
+logger = logging.getLogger(__name__)
 
 IMAGE_COLUMNS = ("webp", "png", "jpg", "jpeg")
 DEPTH_COLUMN = "depth.png"
@@ -169,4 +172,6 @@ def split_by_scene(scenes: Sequence[str], validation_fraction: float) -> tuple[l
     sides = {scene: in_validation(scene) for scene in set(scenes)}
     train = [i for i, scene in enumerate(scenes) if not sides[scene]]
     validation = [i for i, scene in enumerate(scenes) if sides[scene]]
+    if validation_fraction > 0 and not validation:
+        logger.warning(f"None of the {len(sides)} scenes fell to validation: nothing will be validated.")
     return train, validation

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import platform
 from collections.abc import Callable
 from importlib.metadata import version
@@ -29,6 +30,10 @@ RESUME_INVARIANTS = ("seed", "train_batch_size", "gradient_accumulation_steps", 
 
 def build_accelerator(args: argparse.Namespace) -> Accelerator:
     """The run's accelerator; also fixes the seeds and creates the output folder."""
+    logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
+    # One line for each file that a library opens is not about the run.
+    for library in ("httpx", "fsspec", "filelock"):
+        logging.getLogger(library).setLevel(logging.WARNING)
     output_dir = Path(args.output_dir)
     report_to = None if args.report_to == "none" else args.report_to
     accelerator = Accelerator(
@@ -153,13 +158,16 @@ class Trainer:
         )
         consumed = self.step * args.gradient_accumulation_steps
         epoch, skip = divmod(consumed, len(self.dataloader))
+        sums: dict[str, float] = {}
         while self.step < args.max_train_steps:
             self.sampler.start_epoch(epoch)
             batches = skip_first_batches(self.dataloader, skip) if skip else self.dataloader
             for batch in batches:
-                terms = self._train_on(batch)
+                for name, value in self._train_on(batch).items():
+                    sums[name] = sums.get(name, 0.0) + value / args.gradient_accumulation_steps
                 if not self.accelerator.sync_gradients:
                     continue
+                terms, sums = sums, {}
                 self.step += 1
                 progress.update()
                 progress.set_postfix({name: f"{value:.4f}" for name, value in terms.items()})

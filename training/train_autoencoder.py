@@ -10,10 +10,17 @@ import argparse
 from pathlib import Path
 
 import torch
-from autoencoder_objective import DOWNSAMPLING, LATENT_CHANNELS, AutoencoderViews, VariationalPass, autoencoder_loss
+from autoencoder_objective import (
+    DOWNSAMPLING,
+    LATENT_CHANNELS,
+    AutoencoderViews,
+    VariationalPass,
+    autoencoder_loss,
+    image_and_depth,
+)
 from checkpointing import forget_source_path
 from config import base_parser, positive_int
-from depth_transforms import AugmentationConfig, frame_to_view, normalize_log_depth
+from depth_transforms import AugmentationConfig
 from diffusers import AutoencoderKL
 from frames import SceneFrames, split_by_scene
 from loop import Trainer, build_accelerator, write_run_config
@@ -58,9 +65,8 @@ def fit_scaling_factor(vae: AutoencoderKL, frames: SceneFrames, indices: list[in
     """Sets `scaling_factor` to 1 / (standard deviation of the latents of images and depth maps together)."""
     latents = []
     for index in indices:
-        view = frame_to_view(frames[index])
-        depth = normalize_log_depth(view.depth).values.expand(3, -1, -1)
-        latents.append(vae.encode(torch.stack([view.image * 2 - 1, depth]).to(vae.device)).latent_dist.mode())
+        pixels = image_and_depth(frames[index]).to(vae.device)
+        latents.append(vae.encode(pixels).latent_dist.mode().flatten())
     vae.register_to_config(scaling_factor=1.0 / torch.cat(latents).std().item())
 
 
@@ -86,9 +92,7 @@ def main(argv: list[str] | None = None) -> None:
         vae = accelerator.unwrap_model(trainer.model).vae
         rows, errors = [], []
         for index in held_out[:16]:
-            view = frame_to_view(frames[index])
-            depth = normalize_log_depth(view.depth).values.expand(3, -1, -1)
-            pixels = torch.stack([view.image * 2 - 1, depth]).to(accelerator.device)
+            pixels = image_and_depth(frames[index]).to(accelerator.device)
             decoded = vae.decode(vae.encode(pixels).latent_dist.mode()).sample
             errors.append((decoded - pixels).abs().mean(dim=(1, 2, 3)))
             rows.append([*pixels, *decoded])

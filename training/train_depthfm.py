@@ -35,14 +35,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     start.add_argument("--vae", default=None, help="AutoencoderKL folder; with --unet_config, instead of a model.")
     start.add_argument("--unet_config", default=None, help="JSON configuration of a new UNet (8 to 4 channels).")
     flow = parser.add_argument_group("flow")
-    flow.add_argument("--noise_augmentation_step", type=int, default=400, help="Cosine step of the source's noise.")
+    flow.add_argument(
+        "--noise_augmentation_step", type=int, help="Cosine step of the source's noise; default: the model's, or 400."
+    )
     flow.add_argument("--timestep_sampling", choices=TIMESTEP_SAMPLINGS, default="uniform", help="Distribution of t.")
     flow.add_argument("--logit_mean", type=float, default=0.0, help="For logit_normal: mean of logit t.")
     flow.add_argument("--logit_std", type=float, default=1.0, help="For logit_normal: its standard deviation.")
+    flow.add_argument("--start_share", type=float, default=0.0, help="Share of samples at exactly t = 0.")
     flow.add_argument("--normals_loss_weight", type=float, default=0.0, help="Weight of the surface-normals loss.")
     flow.add_argument("--resolution", type=positive_int, nargs=2, metavar=("H", "W"), help="Resize frames to this.")
     flow.add_argument("--cache_latents", type=int, default=0, help="Augmented variants encoded once; 0: every step.")
-    flow.add_argument("--latent_cache_dir", default=None, help="Where cached latents are kept (default: output_dir).")
+    flow.add_argument("--latent_cache_dir", default=None, help="Where those are kept; default: in output_dir.")
     flow.add_argument("--validation_frames", type=positive_int, default=32, help="Frames that are scored.")
     args = parser.parse_args(argv)
     from_scratch = args.vae is not None and args.unet_config is not None
@@ -55,11 +58,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def build_pipeline(args: argparse.Namespace) -> DepthFMPipeline:
     """The pipeline to train: loaded, or a new UNet around an autoencoder."""
+    given = args.noise_augmentation_step is not None
+    noise = {"noise_augmentation_step": args.noise_augmentation_step} if given else {}
     if args.pretrained_model_name_or_path is not None:
         pipe = DepthFMPipeline.from_pretrained(args.pretrained_model_name_or_path, dtype=torch.float32)
-        pipe.scheduler = FlowMatchingImageToDepthScheduler.from_config(
-            pipe.scheduler.config, noise_augmentation_step=args.noise_augmentation_step
-        )
+        pipe.scheduler = FlowMatchingImageToDepthScheduler.from_config(pipe.scheduler.config, **noise)
         return pipe
     unet = UNet2DConditionModel.from_config(UNet2DConditionModel._dict_from_json_file(args.unet_config))
     if (unet.config.in_channels, unet.config.out_channels) != (8, 4):
@@ -70,7 +73,7 @@ def build_pipeline(args: argparse.Namespace) -> DepthFMPipeline:
     return DepthFMPipeline(
         unet=unet,
         vae=AutoencoderKL.from_pretrained(args.vae),
-        scheduler=FlowMatchingImageToDepthScheduler(noise_augmentation_step=args.noise_augmentation_step),
+        scheduler=FlowMatchingImageToDepthScheduler(**noise),
         # Never trained: the network has no text to listen to, one zero token keeps the layout.
         prompt_embedding=PromptEmbedding(num_tokens=1, dim=unet.config.cross_attention_dim),
     )
@@ -92,43 +95,48 @@ def main(argv: list[str] | None = None) -> None:
 
     frames = SceneFrames(args.train_data)
     train, held_out = split_by_scene(frames.scenes, args.validation_fraction)
-    times = TimeDistribution(args.timestep_sampling, args.logit_mean, args.logit_std)
+    times = TimeDistribution(args.timestep_sampling, args.logit_mean, args.logit_std, args.start_share)
     augmentation = AugmentationConfig(flip=True, min_crop=args.min_crop, jitter=args.jitter)
     dataset = FlowFrames(frames, train, augmentation, times, args.resolution, pipe.vae_scale_factor, args.seed)
     size = dataset.size
     if args.cache_latents > 0:
         with accelerator.main_process_first():
             path = cache_latents(
-                Path(args.latent_cache_dir or args.output_dir),
-                vae,
+                Path(args.latent_cache_dir or Path(args.output_dir) / "latents"),
+                pipe,
                 dataset,
                 args.train_data,
                 variants=args.cache_latents,
                 batch_size=args.train_batch_size,
                 device=accelerator.device,
-                autocast_dtype=AUTOCAST_DTYPES[args.mixed_precision],
+                autocast_dtype=AUTOCAST_DTYPES[accelerator.mixed_precision],
             )
         dataset = CachedLatents(path, times, args.seed)
 
     def compute_loss(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        terms = {}
         if "image_latent" not in batch:
-            batch = encode_batch(vae, batch)
+            batch = encode_batch(pipe, batch)
+            terms["frames_without_range"] = 1 - batch["has_range"].mean()
         state = predict_velocity(model, scheduler, pipe.prompt_embedding(), batch)
         data = data_loss(state, batch["weight"])
         if args.normals_loss_weight == 0:
-            return {"loss": data}
-        normals = normals_loss(state, vae, batch["depth"], batch["valid"], batch["bounds"], batch["intrinsics"])
-        return {"loss": data + args.normals_loss_weight * normals, "data": data, "normals": normals}
+            return terms | {"loss": data}
+        geometry = (batch[name] for name in ("depth", "valid", "bounds", "intrinsics"))
+        normals = normals_loss(state, pipe.decode_depth, *geometry)
+        return terms | {"loss": data + args.normals_loss_weight * normals, "data": data, "normals": normals}
 
     def validate(step: int) -> None:
         if not held_out:
             return
         pipe.unet = accelerator.unwrap_model(trainer.model)
         chosen = held_out[: args.validation_frames]
-        scores = {f"validation/{name}": v for name, v in score_frames(pipe, frames, chosen, steps=1).items()}
+        resolution = max(args.resolution or [0])
+        scores = score_frames(pipe, frames, chosen, steps=1, processing_resolution=resolution)
+        scores = {f"validation/{name}": value for name, value in scores.items()}
         accelerator.log(scores, step=step)
         logger.info(f"Step {step}: {scores}")
-        grid = depth_grid(pipe, frames, chosen[:8], steps=(1, 2, 4))
+        grid = depth_grid(pipe, frames, chosen[:8], steps=(1, 2, 4), processing_resolution=resolution)
         for tracker in accelerator.trackers:
             tracker.log_images({"image | truth | 1, 2, 4 steps": grid[None]}, step=step, dataformats="NHWC")
 
@@ -140,8 +148,8 @@ def main(argv: list[str] | None = None) -> None:
     if accelerator.is_main_process:
         pipe.unet = model.to(memory_format=torch.contiguous_format)
         vae.to(memory_format=torch.contiguous_format)
-        for component in (pipe.unet, vae, pipe.prompt_embedding):
-            forget_source_path(component)
+        for loaded in (pipe, pipe.unet, vae, pipe.prompt_embedding):
+            forget_source_path(loaded)
         pipe.register_to_config(default_processing_resolution=max(size))
         pipe.save_pretrained(args.output_dir)
     accelerator.end_training()

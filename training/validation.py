@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from depth_transforms import frame_to_view, normalize_log_depth
 from frames import SceneFrames
 
@@ -13,11 +14,18 @@ from depthfm_diffusers import DepthFMOutput, DepthFMPipeline
 from depthfm_diffusers.evaluation import absolute_relative_error, align, delta_accuracy
 
 
-def predict_frame(pipe: DepthFMPipeline, image: np.ndarray, steps: int, seed: int = 0) -> DepthFMOutput:
-    """Predicts one frame (H×W×3, uint8) at its own resolution, with noise that depends on the seed alone."""
+def predict_frame(
+    pipe: DepthFMPipeline, image: np.ndarray, steps: int, processing_resolution: int, seed: int = 0
+) -> DepthFMOutput:
+    """Predicts one frame (H×W×3, uint8), with noise that depends on the seed alone."""
     pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 255
     generator = torch.Generator().manual_seed(seed)
-    return pipe(pixels.to(pipe.device), num_inference_steps=steps, processing_resolution=0, generator=generator)
+    return pipe(
+        pixels.to(pipe.device),
+        num_inference_steps=steps,
+        processing_resolution=processing_resolution,
+        generator=generator,
+    )
 
 
 def score_prediction(output: DepthFMOutput, depth: np.ndarray) -> dict[str, float] | None:
@@ -33,12 +41,14 @@ def score_prediction(output: DepthFMOutput, depth: np.ndarray) -> dict[str, floa
     return scores
 
 
-def score_frames(pipe: DepthFMPipeline, frames: SceneFrames, indices: Sequence[int], steps: int) -> dict[str, float]:
+def score_frames(
+    pipe: DepthFMPipeline, frames: SceneFrames, indices: Sequence[int], steps: int, processing_resolution: int = 0
+) -> dict[str, float]:
     """Mean scores over frames, see `score_prediction`; frames without any depth are left out."""
     results = []
     for index in indices:
         frame = frames[index]
-        scores = score_prediction(predict_frame(pipe, frame.image, steps), frame.depth)
+        scores = score_prediction(predict_frame(pipe, frame.image, steps, processing_resolution), frame.depth)
         if scores is not None:
             results.append(scores)
     if not results:
@@ -46,26 +56,39 @@ def score_frames(pipe: DepthFMPipeline, frames: SceneFrames, indices: Sequence[i
     return {name: float(np.mean([r[name] for r in results])) for name in results[0]}
 
 
-def depth_grid(pipe: DepthFMPipeline, frames: SceneFrames, indices: Sequence[int], steps: Sequence[int]) -> np.ndarray:
+def depth_grid(
+    pipe: DepthFMPipeline,
+    frames: SceneFrames,
+    indices: Sequence[int],
+    steps: Sequence[int],
+    processing_resolution: int = 0,
+) -> np.ndarray:
     """A row per frame: image, true normalised log depth, prediction at each number of steps. H'×W'×3, uint8."""
     rows = []
     for index in indices:
         frame = frames[index]
         view = frame_to_view(frame)
-        predictions = [torch.from_numpy(predict_frame(pipe, frame.image, n).log_depth[0, ..., 0])[None] for n in steps]
+        outputs = [predict_frame(pipe, frame.image, n, processing_resolution) for n in steps]
+        predictions = [torch.from_numpy(output.log_depth[0, ..., 0])[None] for output in outputs]
         rows.append([view.image * 2 - 1, normalize_log_depth(view.depth).values, *predictions])
     return picture_grid(rows)
 
 
 def picture_grid(rows: Sequence[Sequence[torch.Tensor]]) -> np.ndarray:
-    """Tiles equally large pictures.
+    """Tiles pictures; smaller ones are filled up at the right and at the bottom.
 
     Args:
-        rows: Per row, tensors 3×H×W or 1×H×W in [-1, 1]; values outside are clipped.
+        rows: Per row, as many tensors 3×H×W or 1×H×W in [-1, 1]; values outside are clipped.
 
     Returns:
         H'×W'×3, uint8.
     """
-    lines = [torch.cat([tile.float().expand(3, -1, -1) for tile in row], dim=-1) for row in rows]
-    grid = torch.cat(lines, dim=-2).clamp(-1, 1)
-    return ((grid + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    height = max(tile.shape[-2] for row in rows for tile in row)
+    width = max(tile.shape[-1] for row in rows for tile in row)
+
+    def fill_up(tile: torch.Tensor) -> torch.Tensor:
+        padding = (0, width - tile.shape[-1], 0, height - tile.shape[-2])
+        return F.pad(tile.float().expand(3, -1, -1), padding, value=1.0)
+
+    grid = torch.cat([torch.cat([fill_up(tile) for tile in row], dim=-1) for row in rows], dim=-2)
+    return ((grid.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()

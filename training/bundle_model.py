@@ -1,0 +1,57 @@
+"""Makes a trained folder the package's bundled model: float16 safetensors, in place of the one that is there.
+
+python training/bundle_model.py runs/flow
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from checkpointing import forget_source_path
+
+import depthfm_diffusers
+from depthfm_diffusers import DepthFMPipeline
+
+TARGET = Path(depthfm_diffusers.__file__).parent / "models" / "depthfm-tiny"
+SIZE_LIMIT = 40e6
+
+
+def bundle_model(source: Path, target: Path) -> int:
+    """Writes the pipeline in `source` to `target` in float16; other files in `target` stay.
+
+    Returns:
+        Bytes of safetensors written.
+
+    Raises:
+        ValueError: If they are more than the package may carry.
+    """
+    pipe = DepthFMPipeline.from_pretrained(source)
+    components = (pipe.unet, pipe.vae, pipe.prompt_embedding)
+    size = 2 * sum(p.numel() for component in components for p in component.parameters())
+    if size > SIZE_LIMIT:
+        raise ValueError(f"{source} has {size / 1e6:.1f} MB of float16 weights, over {SIZE_LIMIT / 1e6:.0f} MB.")
+    for component in components:
+        component.half()
+    for loaded in (pipe, *components):
+        forget_source_path(loaded)
+    pipe.save_pretrained(target)
+    weights = list(target.rglob("*.safetensors"))
+    for path in weights:
+        # They are written for their owner only; a wheel would carry that along.
+        path.chmod(0o644)
+    return sum(path.stat().st_size for path in weights)
+
+
+def main() -> None:
+    """Runs the command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, help="--output_dir of training/train_depthfm.py.")
+    parser.add_argument("--target", type=Path, default=TARGET, help="Folder to write.")
+    args = parser.parse_args()
+    size = bundle_model(args.source, args.target)
+    print(f"{args.target}: {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
