@@ -85,7 +85,7 @@ class FlowMatchingImageToDepthScheduler(SchedulerMixin, ConfigMixin):
             "timestep_scale": timestep_scale,
         }
         for name, value in given.items():
-            if not isinstance(value, numbers.Real) or isinstance(value, bool):
+            if isinstance(value, bool) or not isinstance(value, numbers.Real):
                 raise TypeError(f"`{name}` must be a number, got {value!r}.")
         if num_train_timesteps < 1:
             raise ValueError(f"`num_train_timesteps` must be at least 1, got {num_train_timesteps}.")
