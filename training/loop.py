@@ -31,8 +31,8 @@ RESUME_INVARIANTS = ("seed", "train_batch_size", "gradient_accumulation_steps", 
 def build_accelerator(args: argparse.Namespace) -> Accelerator:
     """The run's accelerator; also fixes the seeds and creates the output folder."""
     logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
-    # One line for each file that a library opens is not about the run.
-    for library in ("httpx", "fsspec", "filelock"):
+    # A line for each file that a library opens or writes says nothing about the run.
+    for library in ("accelerate", "httpx", "fsspec", "filelock"):
         logging.getLogger(library).setLevel(logging.WARNING)
     output_dir = Path(args.output_dir)
     report_to = None if args.report_to == "none" else args.report_to
