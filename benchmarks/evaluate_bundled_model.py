@@ -28,9 +28,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "training"))
 
 from depth_transforms import normalize_log_depth
 from frames import SceneFrames, split_by_scene
+from validation import score_log_depth
 
 from depthfm_diffusers import DepthFMPipeline, default_model_path
-from depthfm_diffusers.evaluation import absolute_relative_error, align, delta_accuracy
 
 # Middlebury's calibration of the pair at scikit-image's resolution: focal length (pixels), baseline (m), offset of the
 # two principal points (pixels).
@@ -68,15 +68,10 @@ def row_prior(frames: SceneFrames, indices: Iterable[int]) -> np.ndarray:
     return total / np.maximum(count, 1)
 
 
-def score(log_depth: np.ndarray, depth: np.ndarray) -> dict[str, float]:
-    """AbsRel and δ1 of a log depth, aligned as its exponential in depth, and as it is in log depth."""
-    valid = depth > 0
-    scores = {}
-    for space, prediction in (("depth", np.exp(log_depth)), ("log", log_depth)):
-        aligned = align(prediction, depth, valid, space).depth
-        scores[f"abs_rel_{space}"] = absolute_relative_error(aligned, depth, valid)
-        scores[f"delta1_{space}"] = delta_accuracy(aligned, depth, valid)
-    return scores
+def spread_rows(prior: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The row prior as a map of another size, H×W."""
+    rows = np.interp((np.arange(height) + 0.5) / height, (np.arange(len(prior)) + 0.5) / len(prior), prior)
+    return np.repeat(rows[:, None], width, 1)
 
 
 def candidates(
@@ -85,8 +80,7 @@ def candidates(
     """Log depth maps to score: baselines, ceilings, and the model's predictions."""
     height, width = example.depth.shape
     yield "constant", np.zeros((height, width))
-    rows = np.interp((np.arange(height) + 0.5) / height, (np.arange(len(prior)) + 0.5) / len(prior), prior)
-    yield "row prior", np.repeat(rows[:, None], width, 1)
+    yield "row prior", spread_rows(prior, height, width)
     truth = normalize_log_depth(torch.from_numpy(example.depth)[None]).values
     yield "truth, normalised", truth[0].numpy()
     if not height % 8 and not width % 8:
@@ -140,7 +134,7 @@ def main() -> None:
             for method, log_depth in candidates(
                 pipe, Example(image, depth, resolution), prior, args.steps, args.ensemble
             ):
-                results.setdefault(name, {}).setdefault(method, []).append(score(log_depth, depth))
+                results.setdefault(name, {}).setdefault(method, []).append(score_log_depth(log_depth, depth))
 
     columns = ("abs_rel_depth", "delta1_depth", "abs_rel_log", "delta1_log")
     summary = {

@@ -16,6 +16,7 @@ from diffusers.utils import logging
 
 from .ldm_checkpoint import LdmCheckpoint, load_checkpoint
 from .ldm_unet import convert_unet_state_dict, unet_config_from_hparams
+from .model_folder import halve_weights, save_pipeline
 from .pipeline_depthfm import DepthFMPipeline
 from .prompt_embedding import PromptEmbedding
 from .scheduling_flow_matching_image_to_depth import FlowMatchingImageToDepthScheduler
@@ -82,13 +83,13 @@ def convert_checkpoint(
         load_checkpoint(checkpoint, trust_pickle=trust_pickle), Path(vae), rescale_self_attention
     )
     with _moved_into_place(output) as folder:
-        pipeline.save_pretrained(folder)
+        save_pipeline(pipeline, folder)
         if variant == "fp16":
-            _halve(pipeline)
-            pipeline.save_pretrained(folder, variant=variant)
-        # safetensors writes files that only their owner can read; give them the mode of the files beside them.
-        for path in folder.rglob("*.safetensors"):
-            path.chmod((folder / "model_index.json").stat().st_mode & 0o777)
+            try:
+                halve_weights(pipeline)
+            except ValueError as error:
+                raise ValueError(f"`variant` 'fp16': {error} Convert without `variant`.") from error
+            save_pipeline(pipeline, folder, variant)
     logger.info(f"Converted {checkpoint} to {output}.")
     return output
 
@@ -129,19 +130,6 @@ def _build_pipeline(checkpoint: LdmCheckpoint, vae_path: Path, rescale_self_atte
     )
 
 
-def _halve(pipeline: DepthFMPipeline) -> None:
-    """Cast the weights to float16; an error if one does not fit, instead of an infinite weight."""
-    for name in ("unet", "vae", "prompt_embedding"):
-        component = getattr(pipeline, name)
-        component.half()
-        for key, tensor in component.state_dict().items():
-            if not torch.isfinite(tensor).all():
-                raise ValueError(
-                    f"`variant` 'fp16': the tensor {key} of the {name} has values that float16 cannot hold. Convert "
-                    "without `variant`."
-                )
-
-
 def _load_autoencoder(path: Path) -> AutoencoderKL | AutoencoderTiny:
     """Load an autoencoder in float32 from its folder, or from the `vae` subfolder of a model's."""
     folder = next((f for f in (path, path / "vae") if (f / "config.json").is_file()), None)
@@ -159,14 +147,11 @@ def _load_autoencoder(path: Path) -> AutoencoderKL | AutoencoderTiny:
         folder.glob("diffusion_pytorch_model.[bs]*")
     )
     try:
-        vae = _AUTOENCODERS[class_name].from_pretrained(
+        return _AUTOENCODERS[class_name].from_pretrained(
             folder, dtype=torch.float32, variant="fp16" if half_only else None, local_files_only=True
         )
     except Exception as error:
         raise ValueError(f"`vae` {folder} could not be loaded: {type(error).__name__}: {error}") from error
-    # diffusers would save the path on this machine.
-    vae.register_to_config(_name_or_path="")
-    return vae
 
 
 def _check_output(output: Path, overwrite: bool, checkpoint: Path) -> None:

@@ -134,6 +134,40 @@ def load_pipeline(
         raise ValueError(f"device {target!r} cannot be used: {_first_line(error)}") from error
 
 
+def save_pipeline(pipe: DepthFMPipeline, folder: Path, variant: str | None = None) -> None:
+    """Saves a pipeline as a folder to be passed on: without paths of this machine, with weights that others can read.
+
+    Args:
+        pipe: The pipeline.
+        folder: Where to; files of the same names are replaced.
+        variant: Part of the names of the weight files, `"fp16"` for `*.fp16.safetensors`.
+    """
+    for loaded in (pipe, pipe.unet, pipe.vae, pipe.prompt_embedding):
+        # diffusers notes where something was loaded from.
+        if loaded.config.get("_name_or_path"):
+            loaded.register_to_config(_name_or_path="")
+    pipe.save_pretrained(folder, variant=variant)
+    # safetensors writes files that only their owner can read.
+    mode = (folder / "model_index.json").stat().st_mode & 0o777
+    for name in pipe.components:
+        for path in (folder / name).glob("*.safetensors"):
+            path.chmod(mode)
+
+
+def halve_weights(pipe: DepthFMPipeline) -> None:
+    """Casts the weights to float16 in place.
+
+    Raises:
+        ValueError: If one does not fit, instead of an infinite weight.
+    """
+    for name in ("unet", "vae", "prompt_embedding"):
+        component = getattr(pipe, name)
+        component.half()
+        for key, tensor in component.state_dict().items():
+            if not torch.isfinite(tensor).all():
+                raise ValueError(f"the tensor {key} of the {name} has values that float16 cannot hold.")
+
+
 def _component_names(index: dict[str, Any]) -> list[str]:
     """Names of the components in the content of a `model_index.json`."""
     return [

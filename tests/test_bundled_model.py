@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import DATA
-from evaluate_bundled_model import motorcycle, score
+from evaluate_bundled_model import motorcycle, spread_rows
 from PIL import Image
+from validation import score_log_depth
 
 from depthfm_diffusers import DepthFMPipeline, default_model_path
 
@@ -39,12 +40,11 @@ def test_it_beats_both_baselines_on_a_real_photograph(bundled):
     pair = motorcycle()
     height, width = pair.depth.shape
     prior = np.load(DATA / "row_prior.npy")
-    rows = np.interp((np.arange(height) + 0.5) / height, (np.arange(len(prior)) + 0.5) / len(prior), prior)
     generator = torch.Generator().manual_seed(0)
     output = bundled(Image.fromarray(pair.image), num_inference_steps=1, ensemble_size=4, generator=generator)
-    model = score(output.log_depth[0, ..., 0], pair.depth)
-    constant = score(np.zeros((height, width)), pair.depth)
-    row_prior = score(np.repeat(rows[:, None], width, 1), pair.depth)
+    model = score_log_depth(output.log_depth[0, ..., 0], pair.depth)
+    constant = score_log_depth(np.zeros((height, width)), pair.depth)
+    row_prior = score_log_depth(spread_rows(prior, height, width), pair.depth)
     for measure in ("abs_rel_depth", "abs_rel_log"):
         assert model[measure] < 0.95 * row_prior[measure]
         assert model[measure] < 0.75 * constant[measure]

@@ -8,10 +8,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from checkpointing import forget_source_path
-
 import depthfm_diffusers
 from depthfm_diffusers import DepthFMPipeline
+from depthfm_diffusers.model_folder import halve_weights, save_pipeline
 
 TARGET = Path(depthfm_diffusers.__file__).parent / "models" / "depthfm-tiny"
 SIZE_LIMIT = 40e6
@@ -24,23 +23,16 @@ def bundle_model(source: Path, target: Path) -> int:
         Bytes of safetensors written.
 
     Raises:
-        ValueError: If they are more than the package may carry.
+        ValueError: If they are more than the package may carry, or float16 cannot hold one.
     """
     pipe = DepthFMPipeline.from_pretrained(source)
     components = (pipe.unet, pipe.vae, pipe.prompt_embedding)
     size = 2 * sum(p.numel() for component in components for p in component.parameters())
     if size > SIZE_LIMIT:
         raise ValueError(f"{source} has {size / 1e6:.1f} MB of float16 weights, over {SIZE_LIMIT / 1e6:.0f} MB.")
-    for component in components:
-        component.half()
-    for loaded in (pipe, *components):
-        forget_source_path(loaded)
-    pipe.save_pretrained(target)
-    weights = list(target.rglob("*.safetensors"))
-    for path in weights:
-        # They are written for their owner only; a wheel would carry that along.
-        path.chmod(0o644)
-    return sum(path.stat().st_size for path in weights)
+    halve_weights(pipe)
+    save_pipeline(pipe, target)
+    return sum(path.stat().st_size for path in target.rglob("*.safetensors"))
 
 
 def main() -> None:

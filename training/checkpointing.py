@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 from accelerate import Accelerator
-from diffusers import ConfigMixin
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 
@@ -81,8 +80,3 @@ def save_checkpoint(accelerator: Accelerator, output_dir: str | Path, step: int,
                 shutil.rmtree(old)
     accelerator.wait_for_everyone()
     return final
-
-
-def forget_source_path(model: ConfigMixin) -> None:
-    """Blanks the path that diffusers notes in the config of what it loads: it says nothing on another machine."""
-    model.register_to_config(_name_or_path="")

@@ -18,7 +18,6 @@ from autoencoder_objective import (
     autoencoder_loss,
     image_and_depth,
 )
-from checkpointing import forget_source_path
 from config import base_parser, positive_int
 from depth_transforms import AugmentationConfig
 from diffusers import AutoencoderKL
@@ -110,7 +109,7 @@ def main(argv: list[str] | None = None) -> None:
     vae = trainer.final_model().vae.eval()
     if accelerator.is_main_process:
         fit_scaling_factor(vae, frames, train[:256])
-        forget_source_path(vae)
+        vae.register_to_config(_name_or_path="")  # or diffusers saves the path it was loaded from
         vae.to(memory_format=torch.contiguous_format).save_pretrained(Path(args.output_dir))
     accelerator.end_training()
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from accelerate.logging import get_logger
-from checkpointing import forget_source_path
 from config import base_parser, positive_int
 from depth_transforms import AugmentationConfig
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -21,6 +20,7 @@ from objective import TIMESTEP_SAMPLINGS, TimeDistribution, data_loss, normals_l
 from validation import depth_grid, score_frames
 
 from depthfm_diffusers import DepthFMPipeline, FlowMatchingImageToDepthScheduler, PromptEmbedding
+from depthfm_diffusers.model_folder import save_pipeline
 
 logger = get_logger(__name__)
 
@@ -148,10 +148,8 @@ def main(argv: list[str] | None = None) -> None:
     if accelerator.is_main_process:
         pipe.unet = model.to(memory_format=torch.contiguous_format)
         vae.to(memory_format=torch.contiguous_format)
-        for loaded in (pipe, pipe.unet, vae, pipe.prompt_embedding):
-            forget_source_path(loaded)
         pipe.register_to_config(default_processing_resolution=max(size))
-        pipe.save_pretrained(args.output_dir)
+        save_pipeline(pipe, Path(args.output_dir))
     accelerator.end_training()
 
 

@@ -28,14 +28,17 @@ def predict_frame(
     )
 
 
-def score_prediction(output: DepthFMOutput, depth: np.ndarray) -> dict[str, float] | None:
-    """AbsRel and δ1 of one prediction, aligned in depth and in log depth; `None` if no pixel has a true depth."""
+def score_log_depth(log_depth: np.ndarray, depth: np.ndarray) -> dict[str, float]:
+    """AbsRel and δ1 of a log depth, aligned as its exponential in depth, and as it is in log depth.
+
+    Args:
+        log_depth: H×W, affine-invariant.
+        depth: H×W, metres; positive where known, somewhere at least.
+    """
     valid = depth > 0
-    if not valid.any():
-        return None
     scores = {}
-    for space, prediction in (("depth", output.prediction), ("log", output.log_depth)):
-        aligned = align(prediction[0, ..., 0], depth, valid, space).depth
+    for space, prediction in (("depth", np.exp(log_depth)), ("log", log_depth)):
+        aligned = align(prediction, depth, valid, space).depth
         scores[f"abs_rel_{space}"] = absolute_relative_error(aligned, depth, valid)
         scores[f"delta1_{space}"] = delta_accuracy(aligned, depth, valid)
     return scores
@@ -44,13 +47,13 @@ def score_prediction(output: DepthFMOutput, depth: np.ndarray) -> dict[str, floa
 def score_frames(
     pipe: DepthFMPipeline, frames: SceneFrames, indices: Sequence[int], steps: int, processing_resolution: int = 0
 ) -> dict[str, float]:
-    """Mean scores over frames, see `score_prediction`; frames without any depth are left out."""
+    """Mean scores over frames, see `score_log_depth`; frames without any depth are left out."""
     results = []
     for index in indices:
         frame = frames[index]
-        scores = score_prediction(predict_frame(pipe, frame.image, steps, processing_resolution), frame.depth)
-        if scores is not None:
-            results.append(scores)
+        if (frame.depth > 0).any():
+            output = predict_frame(pipe, frame.image, steps, processing_resolution)
+            results.append(score_log_depth(output.log_depth[0, ..., 0], frame.depth))
     if not results:
         raise ValueError("None of the validation frames has a valid depth.")
     return {name: float(np.mean([r[name] for r in results])) for name in results[0]}
