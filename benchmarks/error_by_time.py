@@ -16,10 +16,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "training"))
 
-from depth_transforms import AugmentationConfig
-from flow_data import FlowFrames, encode_batch
-from frames import SceneFrames, split_by_scene
+from depth_transforms import AugmentationConfig, DepthNormalization
+from flow_data import FlowDraws, FlowFrames, encode_batch
+from frames import split_by_scene
 from objective import TimeDistribution, predict_velocity
+from sources import MixedFrames
 from torch.utils.data import default_collate
 
 from depthfm_diffusers import DepthFMPipeline, default_model_path
@@ -37,12 +38,19 @@ def main() -> None:
     args = parser.parse_args()
 
     pipe = DepthFMPipeline.from_pretrained(args.model or default_model_path())
-    frames = SceneFrames(args.train_data)
+    frames = MixedFrames.open(args.train_data)
     kinds = dict(zip(("training", "kept out"), split_by_scene(frames.scenes, 0.05), strict=True))
     print("| frames | t | mean squared error of the estimate | variance of the target |\n|---|---|---|---|")
     for kind, indices in kinds.items():
         dataset = FlowFrames(
-            frames, indices[: args.frames], AugmentationConfig(), TimeDistribution(), None, pipe.vae_scale_factor, 0
+            frames,
+            indices[: args.frames],
+            AugmentationConfig(),
+            DepthNormalization(),
+            FlowDraws(TimeDistribution()),
+            resolution=None,
+            downsampling=pipe.vae_scale_factor,
+            seed=0,
         )
         draws = [default_collate([dataset[epoch, i] for i in range(len(dataset))]) for epoch in range(args.draws)]
         encoded = encode_batch(pipe, draws[0])

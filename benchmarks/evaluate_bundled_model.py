@@ -27,7 +27,8 @@ from tqdm.auto import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "training"))
 
 from depth_transforms import normalize_log_depth
-from frames import SceneFrames, split_by_scene
+from frames import split_by_scene
+from sources import MixedFrames
 from validation import score_log_depth
 
 from depthfm_diffusers import DepthFMPipeline, default_model_path
@@ -58,7 +59,7 @@ def motorcycle() -> Example:
     return Example(image, depth.astype(np.float32), 0)
 
 
-def row_prior(frames: SceneFrames, indices: Iterable[int]) -> np.ndarray:
+def row_prior(frames: MixedFrames, indices: Iterable[int]) -> np.ndarray:
     """Mean normalised log depth of each image row over frames, H."""
     total, count = 0.0, 0.0
     for index in tqdm(indices, desc="Row prior"):
@@ -115,7 +116,7 @@ def main() -> None:
     model = args.model or default_model_path()
     pipe = DepthFMPipeline.from_pretrained(model)
     pipe.set_progress_bar_config(disable=True)
-    frames = SceneFrames(args.train_data)
+    frames = MixedFrames.open(args.train_data)
     train, held_out = split_by_scene(frames.scenes, args.validation_fraction)
     prior = row_prior(frames, train)
     if args.row_prior is not None:

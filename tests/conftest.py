@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 # Nothing in this suite may reach a hub; must be set before huggingface_hub is imported.
@@ -89,3 +90,30 @@ def image() -> Image.Image:
     y, x = np.mgrid[0:48, 0:72].astype(np.float32)
     channels = [np.sin(x / 7), np.cos(y / 5), np.sin((x + y) / 11)]
     return Image.fromarray(np.stack([(c * 127 + 128).astype(np.uint8) for c in channels], axis=-1))
+
+
+@pytest.fixture
+def fresh_accelerate_state():
+    """Lets a run of a training script in this process start as in a new one."""
+    yield
+    from training_runs import reset_accelerate
+
+    reset_accelerate()
+
+
+@pytest.fixture(scope="module")
+def shard(tmp_path_factory) -> Path:
+    """A tiny WebDataset shard of 12 frames, 6 scenes."""
+    from shards import sloping_frame, write_shard
+
+    folder = tmp_path_factory.mktemp("shards")
+    return write_shard(folder / "train-000.tar", [sloping_frame(n) for n in range(12)])
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory) -> Path:
+    """A folder with what training from nothing needs: `vae/` and `unet.json`."""
+    folder = tmp_path_factory.mktemp("parts")
+    build_vae().save_pretrained(folder / "vae")
+    (folder / "unet.json").write_text(json.dumps(dict(build_unet().config)))
+    return folder

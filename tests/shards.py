@@ -1,4 +1,4 @@
-"""Writes tiny scene shards in the layout that `training/frames.py` reads."""
+"""Writes tiny data sources in the formats that `training/sources.py` reads."""
 
 from __future__ import annotations
 
@@ -6,15 +6,25 @@ import io
 import json
 import tarfile
 from pathlib import Path
+from typing import Any
 
+import datasets
 import numpy as np
 from PIL import Image
 
 
 def png(array: np.ndarray) -> bytes:
     """An 8-bit RGB or 16-bit grey PNG."""
+    return encode(array, "PNG")
+
+
+def encode(array: np.ndarray, kind: str) -> bytes:
+    """The content of a picture file of any kind that Pillow writes, or of an `.npy` file for "NPY"."""
     buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, format="PNG")
+    if kind == "NPY":
+        np.save(buffer, array)
+    else:
+        Image.fromarray(array).save(buffer, format=kind)
     return buffer.getvalue()
 
 
@@ -41,3 +51,53 @@ def write_shard(path: Path, frames: list[dict[str, bytes]]) -> Path:
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
     return path
+
+
+def write_parquet(path: Path, frames: list[dict[str, bytes]], **columns: list[Any]) -> Path:
+    """Writes frames as rows with `image`, `depth` and what their json has, as `datasets` writes pictures."""
+    rows = [json.loads(frame["json"]) for frame in frames]
+    columns = {
+        "image": [{"bytes": frame["png"], "path": None} for frame in frames],
+        "depth": [{"bytes": frame["depth.png"], "path": None} for frame in frames],
+        **{name: [row.get(name) for row in rows] for name in dict.fromkeys(n for row in rows for n in row)},
+        **columns,
+    }
+    table = datasets.Dataset.from_dict(columns)
+    for name in ("image", "depth"):
+        if isinstance(columns[name][0], dict):
+            table = table.cast_column(name, datasets.Image())
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    table.to_parquet(path)
+    if shown:
+        datasets.enable_progress_bars()
+    return path
+
+
+def write_pairs(folder: Path, frames: list[dict[str, bytes]], metadata: bool = False, images: str = "images") -> Path:
+    """Writes frames as `images/frame000i.png` and `depth/frame000i.png`, with `metadata.jsonl` if asked for."""
+    (folder / images).mkdir(parents=True)
+    (folder / "depth").mkdir()
+    lines = []
+    for number, frame in enumerate(frames):
+        name = f"frame{number:04d}"
+        (folder / images / f"{name}.png").write_bytes(frame["png"])
+        suffix = ".npy" if "depth.npy" in frame else ".png"
+        (folder / "depth" / (name + suffix)).write_bytes(frame.get("depth.npy") or frame["depth.png"])
+        lines.append(json.dumps({"file_name": f"{name}.png"} | json.loads(frame["json"])))
+    if metadata:
+        (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def write_image_folder(folder: Path, frames: list[dict[str, bytes]]) -> Path:
+    """Writes frames as an image folder of `datasets` whose metadata name image and depth files."""
+    folder.mkdir()
+    lines = []
+    for number, frame in enumerate(frames):
+        names = {"image_file_name": f"frame{number:04d}.png", "depth_file_name": f"frame{number:04d}_depth.png"}
+        (folder / names["image_file_name"]).write_bytes(frame["png"])
+        (folder / names["depth_file_name"]).write_bytes(frame["depth.png"])
+        lines.append(json.dumps(names | json.loads(frame["json"])))
+    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+    return folder

@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from depth_transforms import AugmentationConfig, augment_view, frame_to_view, normalize_log_depth
 from diffusers import AutoencoderKL
-from frames import Frame, SceneFrames
+from frames import Frame
 from sampling import sample_rng
+from sources import MixedFrames
 from torch.utils.data import Dataset
 
 LATENT_CHANNELS = 4
@@ -26,7 +27,7 @@ class AutoencoderViews(Dataset):
     """
 
     def __init__(
-        self, frames: SceneFrames, indices: list[int], augmentation: AugmentationConfig, crop_size: int, seed: int
+        self, frames: MixedFrames, indices: list[int], augmentation: AugmentationConfig, crop_size: int, seed: int
     ) -> None:
         self.frames = frames
         self.indices = indices

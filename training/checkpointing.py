@@ -63,13 +63,21 @@ def save_checkpoint(accelerator: Accelerator, output_dir: str | Path, step: int,
 
     Call on every process. The state goes to a folder of another name first, which is renamed once all is written:
     a kill or a full disk in between leaves the earlier checkpoints as the latest ones.
+
+    Raises:
+        Exception: Whatever writing raised; what was written is removed again.
     """
     final = Path(output_dir) / f"checkpoint-{step}"
     partial = Path(output_dir) / f"partial-{final.name}"
     if accelerator.is_main_process:
         shutil.rmtree(partial, ignore_errors=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(partial))
+    try:
+        accelerator.save_state(str(partial))
+    except Exception as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        error.add_note(f"{final} could not be written; earlier checkpoints are unharmed. Is the disk full?")
+        raise
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         if final.exists():

@@ -1,8 +1,16 @@
-"""Command-line flags that the training scripts share, named as in diffusers' training examples."""
+"""Command-line flags that the training scripts share, named as in diffusers' training examples, and YAML for them."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
 
 
 def positive_int(text: str) -> int:
@@ -10,6 +18,14 @@ def positive_int(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def natural_number(text: str) -> int:
+    """An `argparse` type: an integer of at least 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, got {value}")
     return value
 
 
@@ -21,26 +37,61 @@ def fraction(text: str) -> float:
     return value
 
 
+def non_negative(text: str) -> float:
+    """An `argparse` type: a finite number of at least 0."""
+    value = float(text)
+    if not 0.0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be at least 0 and finite, got {value}")
+    return value
+
+
+def data_setting(text: str) -> str | dict[str, Any]:
+    """An `argparse` type: a path, or the settings of a data source as a JSON object."""
+    if not text.startswith("{"):
+        return text
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object ({error})") from error
+
+
 def base_parser(description: str) -> argparse.ArgumentParser:
     """A parser with the flags that every training script has; `--help` shows the defaults."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
     )
+    parser.add_argument("--config", help="YAML file of flags without their dashes; flags on the command line win.")
+    switch = argparse.BooleanOptionalAction
+
     data = parser.add_argument_group("data")
-    data.add_argument("--train_data", nargs="+", required=True, help="WebDataset shards (.tar) or folders of them.")
+    data.add_argument(
+        "--train_data",
+        nargs="+",
+        type=data_setting,
+        required=True,
+        help="Data sources: WebDataset shards (.tar), Parquet files, image folders with metadata, folders with images/ "
+        "and depth/, or folders of shards; or JSON objects with a path and settings (docs/train.md).",
+    )
+    data.add_argument(
+        "--streaming", action=switch, default=False, help="Shuffle .tar shards so that they are read nearly in order."
+    )
+    data.add_argument("--bad_frames", choices=["error", "skip"], default="error", help="What a broken frame does.")
     data.add_argument("--validation_fraction", type=fraction, default=0.05, help="Share of scenes kept out.")
     data.add_argument("--min_crop", type=float, default=1.0, help="Smallest random crop, as a share of the side.")
     data.add_argument("--jitter", type=float, default=0.0, help="Strength of colour jitter, in [0, 1).")
-    data.add_argument("--dataloader_num_workers", type=int, default=0, help="Processes that decode frames.")
+    data.add_argument("--flip", action=switch, default=True, help="Mirror half of the samples.")
+    data.add_argument("--dataloader_num_workers", type=natural_number, default=0, help="Processes that decode frames.")
 
     run = parser.add_argument_group("run")
     run.add_argument("--output_dir", required=True, help="Where checkpoints and the finished model are written.")
-    run.add_argument("--seed", type=int, default=0, help="Fixes weights, order, augmentation and noise.")
+    run.add_argument("--seed", type=natural_number, default=0, help="Fixes weights, order, augmentation and noise.")
     run.add_argument("--resume_from_checkpoint", default=None, help="'latest', or the path of a checkpoint folder.")
     run.add_argument("--checkpointing_steps", type=positive_int, default=500, help="Steps between checkpoints.")
     run.add_argument("--checkpoints_total_limit", type=positive_int, default=None, help="Older ones are removed.")
     run.add_argument("--validation_steps", type=positive_int, default=500, help="Steps between validations.")
-    run.add_argument("--report_to", default="tensorboard", choices=["tensorboard", "none"], help="Tracker.")
+    run.add_argument(
+        "--report_to", default="tensorboard", choices=["tensorboard", "wandb", "all", "none"], help="Tracker."
+    )
     run.add_argument("--logging_dir", default="logs", help="Tracker's folder, inside --output_dir.")
 
     optimization = parser.add_argument_group("optimization")
@@ -49,12 +100,71 @@ def base_parser(description: str) -> argparse.ArgumentParser:
     optimization.add_argument("--max_train_steps", type=positive_int, default=1000, help="Optimizer steps in all.")
     optimization.add_argument("--learning_rate", type=float, default=1e-4, help="Peak learning rate.")
     optimization.add_argument("--lr_scheduler", default="cosine", help="As diffusers' get_scheduler names them.")
-    optimization.add_argument("--lr_warmup_steps", type=int, default=100, help="Steps of linear warm-up.")
+    optimization.add_argument("--lr_warmup_steps", type=natural_number, default=100, help="Steps of linear warm-up.")
     optimization.add_argument("--adam_weight_decay", type=float, default=1e-2, help="AdamW's weight decay.")
+    optimization.add_argument("--use_8bit_adam", action=switch, default=False, help="bitsandbytes' 8-bit AdamW.")
     optimization.add_argument("--max_grad_norm", type=float, default=1.0, help="Gradients are clipped to this norm.")
     optimization.add_argument("--ema_decay", type=fraction, default=0.999, help="Of the averaged weights; 0: none.")
     optimization.add_argument(
         "--mixed_precision", choices=["no", "fp16", "bf16"], help="Autocast type; default: accelerate's configuration."
     )
-    optimization.add_argument("--channels_last", action="store_true", help="Memory format of weights and images.")
+    optimization.add_argument(
+        "--channels_last", action=switch, default=False, help="Memory format of weights and images."
+    )
+    optimization.add_argument("--torch_compile", action=switch, default=False, help="Compile the trained network.")
     return parser
+
+
+def parse_with_config(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses the command line; what `--config` says comes first, so that flags override it.
+
+    The file is YAML: flags without their dashes, lists for flags of several values, true and false for switches. A
+    `run_config.json` written by an earlier run is taken too. Errors end the program and name file and key.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config")
+    config = first.parse_known_args(argv)[0].config
+    if config is None:
+        return parser.parse_args(argv)
+    return parser.parse_args([*_flags_of(Path(config), parser), *argv])
+
+
+def _flags_of(path: Path, parser: argparse.ArgumentParser) -> list[str]:
+    try:
+        settings = yaml.load(path.read_text(), Loader=_Loader)
+    except OSError as error:
+        parser.error(f"--config: cannot read {path} ({error.strerror})")
+    except yaml.YAMLError as error:
+        parser.error(f"--config: {path} is not YAML ({error})")
+    if isinstance(settings, dict) and isinstance(settings.get("settings"), dict):
+        settings = settings["settings"]
+    if not isinstance(settings, dict):
+        parser.error(f"--config: {path} is not a mapping of flags to values")
+    actions = {option.removeprefix("--"): a for a in parser._actions for option in a.option_strings}
+    flags: list[str] = []
+    for name, value in settings.items():
+        action = actions.get(name)
+        if action is None or name == "config":
+            if name == "config" and value is None:
+                continue
+            parser.error(f"--config: {path} has {name!r}, which is no flag of this script")
+        if value is None:
+            continue
+        if isinstance(action, argparse.BooleanOptionalAction):
+            if not isinstance(value, bool):
+                parser.error(f"--config: {path}: {name} must be true or false, got {value!r}")
+            flags.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            values = value if isinstance(value, list) else [value]
+            flags += [f"--{name}", *(json.dumps(v) if isinstance(v, dict) else str(v) for v in values)]
+    return flags
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-4 is a number, as whoever writes a learning rate means it."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"), list("-+0123456789")
+)

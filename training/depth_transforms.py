@@ -1,21 +1,56 @@
 """Depth as the model sees it, and the augmentations that keep its geometry true.
 
 Normalised log depth: y = 2 (log d - log d_2) / (log d_98 - log d_2) - 1, clipped to [-1, 1], where d_2 and d_98 are
-quantiles of the frame's valid pixels (2 % and 98 %: Marigold's choice; DepthFM's are not published).
+quantiles of the frame's known depths (2 % and 98 %: Marigold's choice; DepthFM's are not published).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from frames import Frame
 
-from depthfm_diffusers.geometry import intrinsics_from_fov
+SKY_RULES = ("mask", "far")
 
-QUANTILES = (0.02, 0.98)
+
+@dataclass(frozen=True)
+class DepthNormalization:
+    """How metric depth becomes the depth map that the model learns.
+
+    Every pixel is one of three kinds, and this is what becomes of it:
+
+    - known: a finite positive depth, not beyond `cap`, not sky. Normalised; the quantiles are taken over these only.
+    - sky: marked as sky by the data, or deeper than `cap`. y = 1; trained on if `sky` is `"far"`.
+    - hole: everything else (0, negative or not finite). y = 1, never trained on.
+
+    Attributes:
+        low: Quantile that becomes -1, in [0, 1).
+        high: Quantile that becomes 1, in (`low`, 1].
+        cap: Metres; deeper pixels are treated as sky. `None`: no limit.
+        sky: `"mask"`: sky is left out of the loss, as holes are. `"far"`: the model learns y = 1 there; no geometry is
+            asked for (normals), as there is none.
+
+    Raises:
+        ValueError: If a field is out of its range.
+    """
+
+    low: float = 0.02
+    high: float = 0.98
+    cap: float | None = None
+    sky: str = "mask"
+
+    def __post_init__(self) -> None:
+        """Checks the fields."""
+        if not 0.0 <= self.low < self.high <= 1.0:
+            raise ValueError(f"The depth quantiles must satisfy 0 <= low < high <= 1, got {self.low} and {self.high}.")
+        if self.cap is not None and not 0.0 < self.cap < math.inf:
+            raise ValueError(f"The depth cap must be a positive number of metres or None, got {self.cap}.")
+        if self.sky not in SKY_RULES:
+            raise ValueError(f"The rule for sky must be one of {SKY_RULES}, got {self.sky!r}.")
 
 
 @dataclass(frozen=True)
@@ -23,44 +58,63 @@ class NormalizedDepth:
     """A frame's normalised log depth and what is needed to undo it.
 
     Attributes:
-        values: 1×H×W, float32 in [-1, 1]; invalid pixels hold 1 (far).
-        valid: 1×H×W, bool; where the depth is known.
+        values: 1×H×W, float32 in [-1, 1]; 1 (far) wherever the depth is not known.
+        valid: 1×H×W, bool; where the values are trained on: known depth, and sky under the rule `"far"`.
+        known: 1×H×W, bool; where there is a depth, and so a geometry. Part of `valid`.
         log_near: log of the low quantile, log metres.
         log_far: log of the high quantile, log metres; equal to `log_near` for a frame of zero range.
     """
 
     values: torch.Tensor
     valid: torch.Tensor
+    known: torch.Tensor
     log_near: float
     log_far: float
 
     @property
     def has_range(self) -> bool:
-        """False for a frame without valid pixels, or with a single depth: nothing can be learnt from it."""
+        """False for a frame without known depth, or with a single one: its values are 1 everywhere."""
         return self.log_far > self.log_near
 
 
-def normalize_log_depth(depth: torch.Tensor, quantiles: tuple[float, float] = QUANTILES) -> NormalizedDepth:
-    """Normalises metric depth, see the module's formula.
+def normalize_log_depth(
+    depth: torch.Tensor,
+    normalization: DepthNormalization | None = None,
+    sky: torch.Tensor | None = None,
+) -> NormalizedDepth:
+    """Normalises metric depth; for the formula see the module, for sky and holes `DepthNormalization`.
 
     Args:
         depth: 1×H×W in metres; not known where it is 0, negative or not finite.
-        quantiles: Low and high quantile in [0, 1].
+        normalization: Quantiles, cap and rule for sky; `None` is `DepthNormalization()`.
+        sky: 1×H×W, bool, wins over `depth`; `None` if no pixel is marked as sky.
+
+    Raises:
+        ValueError: If `sky` is not of the shape of `depth`, or not bool.
     """
-    low, high = quantiles
-    if not 0.0 <= low < high <= 1.0:
-        raise ValueError(f"quantiles must satisfy 0 <= low < high <= 1, got {quantiles}.")
-    valid = torch.isfinite(depth) & (depth > 0)
+    config = normalization or DepthNormalization()
+    positive = torch.isfinite(depth) & (depth > 0)
+    if sky is None:
+        sky = torch.zeros_like(positive)
+    elif sky.shape != depth.shape or sky.dtype != torch.bool:
+        raise ValueError(
+            f"`sky` must be bool of the depth's shape {tuple(depth.shape)}, got {sky.dtype} of {tuple(sky.shape)}."
+        )
+    if config.cap is not None:
+        sky = sky | (positive & (depth > config.cap))
+    known = positive & ~sky
+    valid = known | sky if config.sky == "far" else known
+
     ones = torch.ones_like(depth, dtype=torch.float32)
-    if not valid.any():
-        return NormalizedDepth(ones, valid, 0.0, 0.0)
-    log_depth = torch.log(torch.where(valid, depth, ones))
+    if not known.any():
+        return NormalizedDepth(ones, valid, known, 0.0, 0.0)
+    log_depth = torch.log(torch.where(known, depth, ones))
     # NumPy: torch.quantile refuses more than 2**24 values.
-    log_near, log_far = (float(q) for q in np.quantile(log_depth[valid].numpy(), quantiles))
+    log_near, log_far = (float(q) for q in np.quantile(log_depth[known].numpy(), (config.low, config.high)))
     if not log_far > log_near:
-        return NormalizedDepth(ones, valid, log_near, log_near)
+        return NormalizedDepth(ones, valid, known, log_near, log_near)
     values = (2 * (log_depth - log_near) / (log_far - log_near) - 1).clamp(-1, 1)
-    return NormalizedDepth(torch.where(valid, values, ones), valid, log_near, log_far)
+    return NormalizedDepth(torch.where(known, values, ones), valid, known, log_near, log_far)
 
 
 def denormalize_log_depth(values: torch.Tensor, log_near: torch.Tensor, log_far: torch.Tensor) -> torch.Tensor:
@@ -97,32 +151,41 @@ class View:
     Attributes:
         image: 3×H×W, float32 in [0, 1].
         depth: 1×H×W, float32 metres, 0 where not known.
-        intrinsics: 3×3, float32, pixels, as `depthfm_diffusers.geometry` defines them.
+        intrinsics: 3×3, float32, pixels, as `depthfm_diffusers.geometry` defines them; NaN where the camera is not
+            known.
+        sky: 1×H×W, bool; where the data say that there is sky.
     """
 
     image: torch.Tensor
     depth: torch.Tensor
     intrinsics: torch.Tensor
+    sky: torch.Tensor
 
 
 def frame_to_view(frame: Frame) -> View:
     """The frame as it is, as tensors."""
     image = torch.from_numpy(frame.image.copy()).permute(2, 0, 1).float() / 255
-    intrinsics = intrinsics_from_fov(frame.fov_x_deg, *frame.depth.shape)
-    return View(image, torch.from_numpy(frame.depth.copy())[None], intrinsics)
+    depth = torch.from_numpy(frame.depth.copy())[None]
+    if frame.intrinsics is None:
+        intrinsics = torch.full((3, 3), math.nan)
+    else:
+        intrinsics = torch.from_numpy(frame.intrinsics.copy())
+    sky = torch.zeros_like(depth, dtype=torch.bool) if frame.sky is None else torch.from_numpy(frame.sky.copy())[None]
+    return View(image, depth, intrinsics, sky)
 
 
 def augment_view(view: View, config: AugmentationConfig, rng: np.random.Generator) -> View:
     """Random crop (resized back), mirror and colour change; depth is resized without mixing neighbours.
 
-    A crop keeps planar depth as it is and changes the intrinsics; a mirror moves the principal point.
+    A crop keeps planar depth as it is and changes the intrinsics; a mirror moves the principal point. Intrinsics that
+    are not known stay so. What is drawn from `rng` depends on the view's size and the ranges alone.
     """
     if config.min_crop < 1.0:
         view = _random_crop(view, config.min_crop, rng)
     if config.flip and rng.random() < 0.5:
         view = flip_view(view)
     if config.jitter > 0.0:
-        view = View(_jitter(view.image, config.jitter, rng), view.depth, view.intrinsics)
+        view = replace(view, image=_jitter(view.image, config.jitter, rng))
     return view
 
 
@@ -130,27 +193,39 @@ def flip_view(view: View) -> View:
     """Mirrors left and right."""
     intrinsics = view.intrinsics.clone()
     intrinsics[0, 2] = view.image.shape[-1] - 1 - intrinsics[0, 2]
-    return View(view.image.flip(-1), view.depth.flip(-1), intrinsics)
+    return View(view.image.flip(-1), view.depth.flip(-1), intrinsics, view.sky.flip(-1))
 
 
 def crop_view(view: View, top: int, left: int, height: int, width: int) -> View:
-    """Cuts a rectangle out, without resizing."""
+    """Cuts a rectangle out, without resizing.
+
+    Raises:
+        ValueError: If the rectangle is empty or not inside the view.
+    """
+    full_height, full_width = view.image.shape[-2:]
+    inside = 0 <= top <= full_height - height and 0 <= left <= full_width - width
+    if not inside or height < 1 or width < 1:
+        raise ValueError(
+            f"The crop of {height}×{width} at ({top}, {left}) (height × width at top, left) does not lie in a view of "
+            f"{full_height}×{full_width}."
+        )
     intrinsics = view.intrinsics.clone()
     intrinsics[0, 2] -= left
     intrinsics[1, 2] -= top
     window = (..., slice(top, top + height), slice(left, left + width))
-    return View(view.image[window], view.depth[window], intrinsics)
+    return View(view.image[window], view.depth[window], intrinsics, view.sky[window])
 
 
 def resize_view(view: View, height: int, width: int) -> View:
-    """Resizes: the image with antialiasing, the depth by nearest neighbour so that edges stay edges."""
+    """Resizes: the image with antialiasing, depth and sky by nearest neighbour so that edges stay edges."""
     image = F.interpolate(view.image[None], (height, width), mode="bilinear", antialias=True, align_corners=False)[0]
     depth = F.interpolate(view.depth[None], (height, width), mode="nearest-exact")[0]
+    sky = F.interpolate(view.sky[None].float(), (height, width), mode="nearest-exact")[0] > 0
     scale = torch.tensor([width / view.image.shape[-1], height / view.image.shape[-2], 1.0])
     intrinsics = view.intrinsics * scale[:, None]
     # Pixel centres are integers: the image's edge, which stays where it is, is half a pixel outside.
     intrinsics[:2, 2] += (scale[:2] - 1) / 2
-    return View(image.clamp(0, 1), depth, intrinsics)
+    return View(image.clamp(0, 1), depth, intrinsics, sky)
 
 
 def _random_crop(view: View, min_crop: float, rng: np.random.Generator) -> View:

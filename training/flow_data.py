@@ -5,23 +5,63 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from accelerate.logging import get_logger
-from depth_transforms import AugmentationConfig, View, augment_view, frame_to_view, normalize_log_depth, resize_view
-from frames import SceneFrames, find_shards
+from depth_transforms import (
+    AugmentationConfig,
+    DepthNormalization,
+    NormalizedDepth,
+    View,
+    augment_view,
+    frame_to_view,
+    normalize_log_depth,
+    resize_view,
+)
+from frames import FrameError
 from objective import TimeDistribution, latent_weight
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from sampling import sample_rng
+from safetensors.torch import save_file
+from sampling import SourceIndices, sample_rng
+from sources import MixedFrames
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from depthfm_diffusers import DepthFMPipeline
 
 logger = get_logger(__name__)
+
+LATENT_CHANNELS = 4
+GEOMETRY = ["depth", "sky", "intrinsics"]  # kept as they are: halved depth has no surface normals left
+CHUNK = 1024  # samples in a file of the latent cache: what a kill during encoding can cost
+
+
+@dataclass(frozen=True)
+class FlowDraws:
+    """What is drawn for each sample: the flow time and Gaussian noise.
+
+    Attributes:
+        times: Distribution of t.
+        path_noise: Whether noise for the smoothing of the path (sigma_min > 0) is drawn too.
+    """
+
+    times: TimeDistribution
+    path_noise: bool = False
+
+    def draw(self, rng: np.random.Generator, latent_size: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Returns `time` (scalar), `noise` and, if asked for, `path_noise` (4×h×w each)."""
+        names = ("noise", "path_noise") if self.path_noise else ("noise",)
+        drawn = {"time": torch.tensor(self.times.sample(rng))}
+        for name in names:
+            noise = rng.standard_normal((LATENT_CHANNELS, *latent_size), dtype=np.float32)
+            drawn[name] = torch.from_numpy(noise)
+        return drawn
 
 
 class FlowFrames(Dataset):
@@ -31,30 +71,45 @@ class FlowFrames(Dataset):
         frames: Where the frames come from.
         indices: Which of them are used.
         augmentation: Random changes to each frame.
-        times: Distribution of t.
+        normalization: How depth becomes the depth map.
+        draws: What is drawn besides.
         resolution: Height and width every frame is resized to; `None` leaves them as they are.
         downsampling: Pixels per latent cell.
         seed: Seed of the run.
+        skip_bad_frames: A frame that cannot be used becomes a sample without valid depth, which changes nothing in
+            the loss and is counted, instead of an error.
+
+    Raises:
+        ValueError: If the size is no multiple of `downsampling`, or no frame can be read.
     """
 
     def __init__(
         self,
-        frames: SceneFrames,
-        indices: list[int],
+        frames: MixedFrames,
+        indices: Sequence[int],
         augmentation: AugmentationConfig,
-        times: TimeDistribution,
+        normalization: DepthNormalization,
+        draws: FlowDraws,
         resolution: tuple[int, int] | None,
         downsampling: int,
         seed: int,
+        skip_bad_frames: bool = False,
     ) -> None:
         self.frames = frames
-        self.indices = indices
+        self.indices = [int(i) for i in indices]
         self.augmentation = augmentation
-        self.times = times
+        self.normalization = normalization
+        self.draws = draws
         self.downsampling = downsampling
         self.seed = seed
-        self.size = resolution or (frames[indices[0]].depth.shape if indices else (0, 0))
         self.resize = resolution is not None
+        self.skip_bad_frames = skip_bad_frames
+        self.size = tuple(resolution) if resolution else self._first_size()
+        if any(side % downsampling for side in self.size):
+            raise ValueError(
+                f"{'--resolution' if resolution else 'The frames'}: height and width {self.size} must be multiples of "
+                f"{downsampling}, the autoencoder's factor; set --resolution HEIGHT WIDTH."
+            )
 
     def __len__(self) -> int:
         """Number of frames."""
@@ -63,49 +118,83 @@ class FlowFrames(Dataset):
     def __getitem__(self, item: tuple[int, int]) -> dict[str, torch.Tensor]:
         """Returns one sample.
 
-        `image` (3×H×W in [-1, 1]), `depth_map` (1×H×W, normalised log depth), `depth` (1×H×W, metres), `valid`
-        (1×H×W), `bounds` (2), `intrinsics` (3×3), `has_range` (0 or 1), `time` (scalar) and `noise` (4×h×w).
+        `image` (3×H×W in [-1, 1]), `depth_map` (1×H×W, normalised log depth), `valid` (1×H×W, where it is trained on),
+        `depth` (1×H×W, metres), `known` (1×H×W, where there is a depth), `sky` (1×H×W), `bounds` (2, log metres),
+        `intrinsics` (3×3, NaN if not known), `without_depth` and `skipped` (0 or 1), and what `FlowDraws.draw` returns.
 
         Raises:
-            ValueError: If the frame has another size than the first and no resolution is set, or a depth that is
-                not finite.
+            ValueError: If the frame has another size than the first and no resolution is set.
+            FrameError: If the frame cannot be used and is not to be skipped.
         """
         epoch, index = item
         rng = sample_rng(self.seed, epoch, index)
-        frame = self.frames[self.indices[index]]
-        view = frame_to_view(frame)
+        try:
+            view, skipped = self._view(self.indices[index]), 0.0
+        except FrameError as error:
+            if not self.skip_bad_frames:
+                raise
+            logger.warning(f"Skipped: {error}", main_process_only=False)
+            view, skipped = self._nothing(), 1.0
+        sample = self._targets(augment_view(view, self.augmentation, rng))
+        latent_size = tuple(side // self.downsampling for side in self.size)
+        return sample | {"skipped": torch.tensor(skipped)} | self.draws.draw(rng, latent_size)
+
+    def source_indices(self, weighted: bool) -> list[SourceIndices]:
+        """The samples of each data source that has any, for the sampler; with the sources' weights if `weighted`."""
+        sources = self.frames.source_of[self.indices]
+        found = []
+        for number, weight in enumerate(self.frames.weights):
+            positions = np.flatnonzero(sources == number)
+            groups = None if self.frames.groups is None else self.frames.groups[self.indices][positions]
+            if len(positions) == 0:
+                continue
+            found.append(SourceIndices(positions, weight if weighted else None, groups))
+        return found
+
+    def _first_size(self) -> tuple[int, ...]:
+        for index in self.indices:
+            try:
+                return self.frames[index].depth.shape
+            except FrameError:
+                if not self.skip_bad_frames:
+                    raise
+        raise ValueError("--train_data: no frame is left to train on.")
+
+    def _view(self, index: int) -> View:
+        frame = self.frames[index]
         if self.resize:
-            view = resize_view(view, *self.size)
-        elif frame.depth.shape != self.size:
+            return resize_view(frame_to_view(frame), *self.size)
+        if frame.depth.shape != self.size:
             raise ValueError(
                 f"Frame {frame.key!r} is {frame.depth.shape} (height, width), the first frame {self.size}: "
                 "set --resolution HEIGHT WIDTH."
             )
-        sample = self._targets(augment_view(view, self.augmentation, rng))
-        latent_size = tuple(side // self.downsampling for side in self.size)
-        return sample | draw_flow(rng, self.times, latent_size)
+        return frame_to_view(frame)
 
-    @staticmethod
-    def _targets(view: View) -> dict[str, torch.Tensor]:
-        normalized = normalize_log_depth(view.depth)
+    def _nothing(self) -> View:
+        height, width = self.size
+        sky = torch.zeros(1, height, width, dtype=torch.bool)
+        return View(torch.zeros(3, height, width), torch.zeros(1, height, width), torch.full((3, 3), torch.nan), sky)
+
+    def _targets(self, view: View) -> dict[str, torch.Tensor]:
+        normalized = normalize_log_depth(view.depth, self.normalization, view.sky)
         return {
             "image": view.image * 2 - 1,
-            "depth_map": normalized.values,
+            **depth_targets(normalized),
             "depth": view.depth,
-            "valid": normalized.valid,
-            "bounds": torch.tensor([normalized.log_near, normalized.log_far]),
+            "sky": view.sky,
             "intrinsics": view.intrinsics,
-            "has_range": torch.tensor(float(normalized.has_range)),
+            "without_depth": torch.tensor(float(not normalized.has_range)),
         }
 
 
-def draw_flow(
-    rng: np.random.Generator, times: TimeDistribution, latent_size: tuple[int, ...]
-) -> dict[str, torch.Tensor]:
-    """Draws a sample's flow time and the Gaussian noise of its source (4×h×w)."""
+def depth_targets(normalized: NormalizedDepth) -> dict[str, torch.Tensor]:
+    """What the losses on the decoded estimate compare with: `depth_map`, `valid`, `known` (1×H×W each), `bounds`."""
     return {
-        "time": torch.tensor(times.sample(rng)),
-        "noise": torch.from_numpy(rng.standard_normal((4, *latent_size), dtype=np.float32)),
+        "depth_map": normalized.values,
+        "valid": normalized.valid,
+        "known": normalized.known,
+        "bounds": torch.tensor([normalized.log_near, normalized.log_far]),
     }
 
 
@@ -122,89 +211,151 @@ class CachedLatents(Dataset):
     """Latents of several augmented variants per frame; an epoch takes one variant of each, drawn anew.
 
     Args:
-        path: File written by `cache_latents`.
-        times: Distribution of t.
+        folder: Written by `cache_latents`; all of it.
+        frames: Number of frames in each variant.
+        variants: Number of variants.
+        normalization: Of the depth, where the cache has it.
+        draws: What is drawn besides.
         seed: Seed of the run.
     """
 
-    def __init__(self, path: Path, times: TimeDistribution, seed: int) -> None:
-        self.tensors = load_file(path)
-        self.times = times
+    def __init__(
+        self,
+        folder: Path,
+        frames: int,
+        variants: int,
+        normalization: DepthNormalization,
+        draws: FlowDraws,
+        seed: int,
+    ) -> None:
+        self.folder = folder
+        self.frames = frames
+        self.variants = variants
+        self.normalization = normalization
+        self.draws = draws
         self.seed = seed
+        self._opened: dict[Path, Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Open files do not travel to other processes: each opens its own."""
+        return self.__dict__ | {"_opened": {}}
 
     def __len__(self) -> int:
         """Number of frames."""
-        return self.tensors["weight"].shape[1]
+        return self.frames
 
     def __getitem__(self, item: tuple[int, int]) -> dict[str, torch.Tensor]:
-        """Returns `image_latent`, `depth_latent`, `noise` (4×h×w), `weight` (1×h×w) and `time` (scalar)."""
+        """Returns the encoded sample: as `FlowFrames` after `encode_batch`, without its `image`.
+
+        `depth`, `sky`, `intrinsics` and what `depth_targets` returns are there if the cache was written with depth.
+        """
         epoch, index = item
         rng = sample_rng(self.seed, epoch, index)
-        variant = int(rng.integers(self.tensors["weight"].shape[0]))
-        sample = {name: tensor[variant, index].float() for name, tensor in self.tensors.items()}
-        return sample | draw_flow(rng, self.times, sample["weight"].shape[-2:])
+        variant = int(rng.integers(self.variants))
+        chunk, row = divmod(index, CHUNK)
+        path = self.folder / chunk_name(variant, chunk)
+        if path not in self._opened:
+            self._opened[path] = safe_open(path, "pt")
+        file = self._opened[path]
+        sample = {name: file.get_slice(name)[row] for name in file.keys()}
+        for name in ("image_latent", "depth_latent", "weight"):
+            sample[name] = sample[name].float()
+        if "depth" in sample:
+            sample |= depth_targets(normalize_log_depth(sample["depth"], self.normalization, sample["sky"]))
+        return sample | self.draws.draw(rng, sample["weight"].shape[-2:])
+
+
+def chunk_name(variant: int, chunk: int) -> str:
+    """Name of a file of the latent cache."""
+    return f"variant-{variant:03d}-{chunk:05d}.safetensors"
 
 
 def cache_latents(
-    folder: Path,
+    parent: Path,
     pipe: DepthFMPipeline,
     dataset: FlowFrames,
-    train_data: list[str],
     variants: int,
     batch_size: int,
-    device: torch.device,
-    autocast_dtype: torch.dtype | None,
+    with_depth: bool,
+    accelerator: Accelerator,
 ) -> Path:
-    """Encodes `variants` augmentations of each frame, unless that was done before, and returns the file.
+    """Encodes `variants` augmentations of each frame, unless that was done before, and returns their folder.
 
-    The file is named after a hash of the shards' bytes, the autoencoder's weights, the frames chosen, the augmentation
-    and the seed; its tensors are `image_latent`, `depth_latent` (variants×frames×4×h×w) and `weight`, in float16.
+    Call on every process: they share the work. The folder is named after a hash of the data's content, the
+    autoencoder's weights, the frames chosen, the augmentation and the seed, so another choice never meets old
+    latents; its files are complete or not there, and encoding that was killed goes on with the missing ones. Latents
+    and `weight` are float16; `with_depth` adds `GEOMETRY`. Without it, a finished cache with depth serves too.
+
+    Raises:
+        FloatingPointError: If the autoencoder gives values that are not finite.
     """
-    digest = hashlib.sha256()
-    for shard in find_shards(train_data):
-        with shard.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+    chunks = [(v, c) for v in range(variants) for c in range(-(-len(dataset) // CHUNK))]
+    key = _cache_key(pipe, dataset, variants, accelerator)
+    folder, plain = parent / f"latents-{key}-depth", parent / f"latents-{key}"
+    if not with_depth and not all((folder / chunk_name(v, c)).is_file() for v, c in chunks):
+        folder = plain
+    missing = [(v, c) for v, c in chunks if not (folder / chunk_name(v, c)).is_file()]
+    accelerator.wait_for_everyone()  # every process has looked before one writes
+    logger.info(f"Latent cache {folder}: {len(chunks) - len(missing)} of {len(chunks)} files are there.")
+    folder.mkdir(parents=True, exist_ok=True)
+    own = missing[accelerator.process_index :: accelerator.num_processes]
+    for variant, chunk in tqdm(own, desc="Encoding latents", disable=not own):
+        indices = range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(dataset)))
+        # The variant takes the epoch's place: each has draws of its own.
+        items = [(variant, index) for index in indices]
+        path = folder / chunk_name(variant, chunk)
+        tensors = _encode_items(pipe, dataset, items, batch_size, with_depth, accelerator)
+        partial = path.with_name(f"partial-{os.getpid()}-{path.name}")
+        save_file(tensors, partial)
+        partial.replace(path)
+    accelerator.wait_for_everyone()
+    return folder
+
+
+def _encode_items(
+    pipe: DepthFMPipeline,
+    dataset: FlowFrames,
+    items: list[tuple[int, int]],
+    batch_size: int,
+    with_depth: bool,
+    accelerator: Accelerator,
+) -> dict[str, torch.Tensor]:
+    names = ["image_latent", "depth_latent", "weight", "without_depth", "skipped"]
+    names += GEOMETRY if with_depth else []
+    parts: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+    for batch in _batches(dataset, items, batch_size, accelerator):
+        with accelerator.autocast():
+            encoded = encode_batch(pipe, batch)
+        for name in names:
+            kept = encoded[name] if name in GEOMETRY else encoded[name].half()
+            parts[name].append(kept.cpu())
+    tensors = {name: torch.cat(part).contiguous() for name, part in parts.items()}
+    for name in ("image_latent", "depth_latent"):
+        if not torch.isfinite(tensors[name]).all():
+            raise FloatingPointError(f"The autoencoder gave non-finite values for {name}: check --vae.")
+    return tensors
+
+
+def _batches(
+    dataset: FlowFrames, items: list[tuple[int, int]], batch_size: int, accelerator: Accelerator
+) -> Iterator[dict[str, torch.Tensor]]:
+    for batch in DataLoader(dataset, batch_size=batch_size, sampler=items):
+        yield {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
+
+
+def _cache_key(pipe: DepthFMPipeline, dataset: FlowFrames, variants: int, accelerator: Accelerator) -> str:
+    digest = hashlib.sha256(dataset.frames.fingerprint().encode())
     for name, tensor in sorted(pipe.vae.state_dict().items()):
-        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+        digest.update(name.encode() + tensor.cpu().contiguous().float().numpy().tobytes())
     settings = [
         dataset.indices,
-        vars(dataset.augmentation),
+        asdict(dataset.augmentation),
+        asdict(dataset.normalization),
         dataset.size,
         variants,
         dataset.seed,
         pipe.vae.config.scaling_factor,
-        str(autocast_dtype),
+        accelerator.mixed_precision,
     ]
     digest.update(json.dumps(settings).encode())
-    path = folder / f"latents-{digest.hexdigest()[:16]}.safetensors"
-    if path.is_file():
-        with safe_open(path, "pt") as file:
-            logger.info(f"Using the cached latents {path} ({file.metadata()}).")
-        return path
-
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors: dict[str, list[torch.Tensor]] = {"image_latent": [], "depth_latent": [], "weight": []}
-    without_range = 0
-    items = [(variant, index) for variant in range(variants) for index in range(len(dataset))]
-    batches = DataLoader(dataset, batch_size=batch_size, sampler=items)
-    for batch in tqdm(batches, desc="Encoding latents"):
-        without_range += int((batch["has_range"] == 0).sum())
-        batch = {name: tensor.to(device) for name, tensor in batch.items()}
-        with torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
-            encoded = encode_batch(pipe, batch)
-        for name, parts in tensors.items():
-            parts.append(encoded[name].half().cpu())
-    stacked = {name: torch.cat(parts).unflatten(0, (variants, -1)).contiguous() for name, parts in tensors.items()}
-    for name, tensor in stacked.items():
-        if not torch.isfinite(tensor).all():
-            raise FloatingPointError(f"The autoencoder gave non-finite values for {name}: check --vae.")
-    metadata = {
-        "frames": str(len(dataset)),
-        "variants": str(variants),
-        "views_without_depth_range": str(without_range),
-    }
-    partial = path.with_name(f"partial-{os.getpid()}-{path.name}")
-    save_file(stacked, partial, metadata=metadata)
-    partial.replace(path)
-    logger.info(f"Wrote {path} ({metadata}).")
-    return path
+    return digest.hexdigest()[:16]

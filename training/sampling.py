@@ -2,46 +2,148 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from torch.utils.data import Sampler
 
+SHUFFLE_WINDOW = 1024
 
-class EpochSampler(Sampler[tuple[int, int]]):
-    """Yields `(epoch, index)` for a permutation of all samples that depends on `(seed, epoch)` alone.
 
-    Args:
-        num_samples: Number of samples in the data set.
-        seed: Seed of the run.
+@dataclass(frozen=True)
+class SourceIndices:
+    """The training samples of one data source.
+
+    Attributes:
+        indices: Positions in the data set.
+        weight: How often batches are drawn from this source, relative to the others; `None` for every source means
+            each sample once an epoch.
+        groups: Shard of each sample, where reading is fast only in a shard's order; `None` for random access.
     """
 
-    def __init__(self, num_samples: int, seed: int) -> None:
-        if num_samples < 1:
-            raise ValueError("The data set is empty: no sample is left to train on.")
-        self.num_samples = num_samples
+    indices: np.ndarray
+    weight: float | None = None
+    groups: np.ndarray | None = None
+
+
+def shuffled_by_window(groups: np.ndarray, rng: np.random.Generator, window: int = SHUFFLE_WINDOW) -> np.ndarray:
+    """A permutation that shuffles the groups, then the samples within a window that slides over them.
+
+    Neighbours in the result are at most a few shards apart, so that tar files are read nearly in order.
+
+    Args:
+        groups: N, group of each sample; samples of a group stay in their order before the window mixes them.
+        rng: Source of the randomness.
+        window: Samples held back to draw from.
+    """
+    names = np.unique(groups)
+    order = np.concatenate([np.flatnonzero(groups == name) for name in rng.permutation(names)])
+    held = list(order[:window])
+    result = []
+    for following in order[window:]:
+        slot = int(rng.integers(len(held)))
+        result.append(held[slot])
+        held[slot] = following
+    result.extend(held[i] for i in rng.permutation(len(held)))
+    return np.array(result)
+
+
+class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of `(pass, index)`, each from one source, in an order that depends on `(seed, epoch)` alone.
+
+    A pass is one run through a source's samples in an order of its own. Without weights an epoch is one pass through
+    every source, less the samples that do not fill a batch for each process (others each time). With weights an epoch
+    has the same length, the source of each batch is drawn, and a source that is used up starts its next pass.
+
+    Args:
+        sources: At least one; all with a weight, or none.
+        batch_size: Samples of a batch on one process.
+        seed: Seed of the run.
+        num_processes: Processes that share the batches; an epoch has the same number for each.
+
+    Raises:
+        ValueError: If there are too few samples for one batch on each process, or only some sources have a weight.
+    """
+
+    drop_last = True  # read by accelerate
+
+    def __init__(self, sources: Sequence[SourceIndices], batch_size: int, seed: int, num_processes: int = 1) -> None:
+        given = [s.weight is not None for s in sources]
+        if any(given) and not all(given):
+            raise ValueError("Either every data source has a weight or none has.")
+        self.sources = list(sources)
+        self.batch_size = batch_size
         self.seed = seed
+        self.num_processes = num_processes
         self.epoch = 0
+        self.per_pass = [len(s.indices) // batch_size for s in sources]
+        total = sum(len(s.indices) for s in sources)
+        if total == 0:
+            raise ValueError("The data set is empty: no sample is left to train on.")
+        for number, (source, batches) in enumerate(zip(sources, self.per_pass, strict=True)):
+            if batches == 0:
+                raise ValueError(
+                    f"--train_batch_size {batch_size} is larger than the {len(source.indices)} training samples of "
+                    f"data source {number + 1}."
+                )
+        self.length = sum(self.per_pass) // num_processes * num_processes
+        if self.length == 0:
+            raise ValueError(
+                f"--train_batch_size {batch_size} is larger than the {total} training samples allow on "
+                f"{num_processes} processes."
+            )
 
     def start_epoch(self, epoch: int) -> None:
-        """Chooses the permutation of the next iteration.
+        """Chooses the order of the next iteration.
 
         Not called `set_epoch`: accelerate calls that itself with a count that starts again when a run is resumed.
         """
         self.epoch = epoch
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        """One epoch."""
-        epoch = self.epoch
-        for index in np.random.default_rng([self.seed, epoch]).permutation(self.num_samples):
-            yield epoch, int(index)
-
     def __len__(self) -> int:
-        """Samples in an epoch."""
-        return self.num_samples
+        """Batches in an epoch, over all processes."""
+        return self.length
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        """One epoch."""
+        weighted = self.sources[0].weight is not None
+        # Without weights every epoch is a pass of its own; with them a source goes on where the last epoch left it.
+        position = self._drawn_before(self.epoch) if weighted else [self.epoch * n for n in self.per_pass]
+        orders: dict[int, tuple[int, np.ndarray]] = {}
+        for source in self._choices(self.epoch):
+            source_pass, within = divmod(position[source], self.per_pass[source])
+            if source not in orders or orders[source][0] != source_pass:
+                orders[source] = (source_pass, self._order(source, source_pass))
+            batch = orders[source][1][within * self.batch_size : (within + 1) * self.batch_size]
+            position[source] += 1
+            yield [(source_pass, int(index)) for index in batch]
+
+    def _choices(self, epoch: int) -> np.ndarray:
+        """The source of each batch of an epoch."""
+        if len(self.sources) == 1:
+            return np.zeros(self.length, dtype=int)
+        rng = np.random.default_rng([self.seed, epoch, 0, 2])
+        if self.sources[0].weight is None:
+            return rng.permutation(np.repeat(np.arange(len(self.sources)), self.per_pass))[: self.length]
+        weights = np.array([s.weight for s in self.sources], dtype=float)
+        return rng.choice(len(self.sources), size=self.length, p=weights / weights.sum())
+
+    def _drawn_before(self, epoch: int) -> list[int]:
+        counts = np.zeros(len(self.sources), dtype=int)
+        for earlier in range(epoch):
+            counts += np.bincount(self._choices(earlier), minlength=len(self.sources))
+        return counts.tolist()
+
+    def _order(self, number: int, source_pass: int) -> np.ndarray:
+        source = self.sources[number]
+        rng = np.random.default_rng([self.seed, source_pass, number, 3] if number else [self.seed, source_pass])
+        if source.groups is not None:
+            return source.indices[shuffled_by_window(source.groups, rng)]
+        return source.indices[rng.permutation(len(source.indices))]
 
 
 def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
     """The generator of everything random about one sample in one epoch."""
-    # The trailing 1 keeps it apart from the permutation's stream.
+    # The trailing 1 keeps it apart from the permutations' streams.
     return np.random.default_rng([seed, epoch, index, 1])

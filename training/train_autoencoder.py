@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import numpy as np
 import torch
 from autoencoder_objective import (
     DOWNSAMPLING,
@@ -18,11 +19,13 @@ from autoencoder_objective import (
     autoencoder_loss,
     image_and_depth,
 )
-from config import base_parser, positive_int
+from config import base_parser, parse_with_config, positive_int
 from depth_transforms import AugmentationConfig
 from diffusers import AutoencoderKL
-from frames import SceneFrames, split_by_scene
-from loop import Trainer, build_accelerator, write_run_config
+from frames import split_by_scene
+from loop import Trainer, build_accelerator, log_pictures, write_run_config
+from sampling import EpochBatchSampler, SourceIndices
+from sources import MixedFrames
 from validation import picture_grid
 
 
@@ -37,7 +40,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--crop_size", type=positive_int, default=128, help="Side of the training crops, pixels.")
     group.add_argument("--kl_weight", type=float, default=5e-4, help="Weight of the mean KL divergence.")
     group.add_argument("--gradient_weight", type=float, default=0.5, help="Weight of the L1 of first differences.")
-    args = parser.parse_args(argv)
+    args = parse_with_config(parser, argv)
     if args.crop_size % DOWNSAMPLING:
         parser.error(f"--crop_size must be a multiple of {DOWNSAMPLING}, got {args.crop_size}")
     return args
@@ -60,7 +63,7 @@ def build_autoencoder(args: argparse.Namespace) -> AutoencoderKL:
 
 
 @torch.no_grad()
-def fit_scaling_factor(vae: AutoencoderKL, frames: SceneFrames, indices: list[int]) -> None:
+def fit_scaling_factor(vae: AutoencoderKL, frames: MixedFrames, indices: list[int]) -> None:
     """Sets `scaling_factor` to 1 / (standard deviation of the latents of images and depth maps together)."""
     latents = []
     for index in indices:
@@ -75,9 +78,9 @@ def main(argv: list[str] | None = None) -> None:
     accelerator = build_accelerator(args)
     write_run_config(args, accelerator)
 
-    frames = SceneFrames(args.train_data)
+    frames = MixedFrames.open(args.train_data, streaming=args.streaming)
     train, held_out = split_by_scene(frames.scenes, args.validation_fraction)
-    augmentation = AugmentationConfig(flip=True, min_crop=args.min_crop, jitter=args.jitter)
+    augmentation = AugmentationConfig(flip=args.flip, min_crop=args.min_crop, jitter=args.jitter)
     dataset = AutoencoderViews(frames, train, augmentation, args.crop_size, args.seed)
 
     model = VariationalPass(build_autoencoder(args))
@@ -99,10 +102,12 @@ def main(argv: list[str] | None = None) -> None:
             return
         image_l1, depth_l1 = torch.stack(errors).mean(0).tolist()
         accelerator.log({"validation/image_l1": image_l1, "validation/depth_l1": depth_l1}, step=step)
-        for tracker in accelerator.trackers:
-            tracker.log_images({"validation": picture_grid(rows[:8])[None]}, step=step, dataformats="NHWC")
+        log_pictures(accelerator, "validation", picture_grid(rows[:8]), step)
 
-    trainer = Trainer(args, accelerator, model, dataset, compute_loss, validate)
+    sampler = EpochBatchSampler(
+        [SourceIndices(np.arange(len(train)))], args.train_batch_size, args.seed, accelerator.num_processes
+    )
+    trainer = Trainer(args, accelerator, model, dataset, sampler, compute_loss, validate)
     accelerator.init_trackers("autoencoder")
     trainer.run()
 

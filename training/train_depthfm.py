@@ -1,6 +1,7 @@
 """Trains a UNet into the flow model of DepthFM: `accelerate launch training/train_depthfm.py --help`.
 
-The result in `--output_dir` is a folder that `DiffusionPipeline.from_pretrained` loads.
+The result in `--output_dir` is a folder that `DiffusionPipeline.from_pretrained` loads, or LoRA weights for one.
+docs/train.md explains the flags.
 """
 
 from __future__ import annotations
@@ -10,121 +11,181 @@ from pathlib import Path
 
 import torch
 from accelerate.logging import get_logger
-from config import base_parser, positive_int
-from depth_transforms import AugmentationConfig
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from flow_data import CachedLatents, FlowFrames, cache_latents, encode_batch
-from frames import SceneFrames, split_by_scene
-from loop import Trainer, build_accelerator, write_run_config
-from objective import TIMESTEP_SAMPLINGS, TimeDistribution, data_loss, normals_loss, predict_velocity
+from base_model import CONV_IN_INITS, build_pipeline, is_depthfm
+from config import base_parser, fraction, natural_number, non_negative, parse_with_config, positive_int
+from depth_transforms import SKY_RULES, AugmentationConfig, DepthNormalization
+from flow_data import CachedLatents, FlowDraws, FlowFrames, cache_latents, encode_batch
+from frames import split_by_scene
+from loop import COUNT, Trainer, build_accelerator, log_pictures, write_run_config
+from lora import TARGET_MODULES, add_lora, checkpoint_adapters_only, save_adapters
+from model_card import check_hub_access, push_to_hub, write_model_card
+from objective import TIMESTEP_SAMPLINGS, TimeDistribution, data_loss, decoded_losses, predict_velocity
+from sampling import EpochBatchSampler
+from sources import MixedFrames
 from validation import depth_grid, score_frames
 
-from depthfm_diffusers import DepthFMPipeline, FlowMatchingImageToDepthScheduler, PromptEmbedding
+from depthfm_diffusers import DepthFMPipeline
 from depthfm_diffusers.model_folder import save_pipeline
 
 logger = get_logger(__name__)
 
-AUTOCAST_DTYPES = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
-
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parses the command line."""
+    """Parses the command line, and the YAML file it may name."""
     parser = base_parser(__doc__.splitlines()[0])
+    switch = argparse.BooleanOptionalAction
     start = parser.add_argument_group("start from")
-    start.add_argument("--pretrained_model_name_or_path", default=None, help="A DepthFM folder to go on from.")
+    start.add_argument(
+        "--pretrained_model_name_or_path", default=None, help="A Stable Diffusion (1.5, 2.1) or a DepthFM folder."
+    )
     start.add_argument("--vae", default=None, help="AutoencoderKL folder; with --unet_config, instead of a model.")
     start.add_argument("--unet_config", default=None, help="JSON configuration of a new UNet (8 to 4 channels).")
+    start.add_argument(
+        "--conv_in_init", choices=CONV_IN_INITS, default="duplicate", help="How Stable Diffusion's first layer grows."
+    )
     flow = parser.add_argument_group("flow")
+    flow.add_argument("--start", choices=["image", "noise"], default="image", help="What the flow starts from.")
     flow.add_argument(
         "--noise_augmentation_step", type=int, help="Cosine step of the source's noise; default: the model's, or 400."
     )
+    flow.add_argument("--sigma_min", type=non_negative, default=0.0, help="Noise that smooths the path.")
     flow.add_argument("--timestep_sampling", choices=TIMESTEP_SAMPLINGS, default="uniform", help="Distribution of t.")
     flow.add_argument("--logit_mean", type=float, default=0.0, help="For logit_normal: mean of logit t.")
     flow.add_argument("--logit_std", type=float, default=1.0, help="For logit_normal: its standard deviation.")
     flow.add_argument("--start_share", type=float, default=0.0, help="Share of samples at exactly t = 0.")
-    flow.add_argument("--normals_loss_weight", type=float, default=0.0, help="Weight of the surface-normals loss.")
-    flow.add_argument("--resolution", type=positive_int, nargs=2, metavar=("H", "W"), help="Resize frames to this.")
-    flow.add_argument("--cache_latents", type=int, default=0, help="Augmented variants encoded once; 0: every step.")
-    flow.add_argument("--latent_cache_dir", default=None, help="Where those are kept; default: in output_dir.")
-    flow.add_argument("--validation_frames", type=positive_int, default=32, help="Frames that are scored.")
-    args = parser.parse_args(argv)
+    loss = parser.add_argument_group("losses on the decoded estimate")
+    loss.add_argument("--normals_loss_weight", type=non_negative, default=0.0, help="Surface normals; 0: none.")
+    loss.add_argument("--gradient_loss_weight", type=non_negative, default=0.0, help="Gradient matching; 0: none.")
+    loss.add_argument("--decoded_fraction", type=float, default=1.0, help="Share of a batch that is decoded for them.")
+    loss.add_argument("--decoded_min_time", type=fraction, default=0.0, help="Only samples with t at least this.")
+    depth = parser.add_argument_group("depth and size")
+    depth.add_argument(
+        "--depth_quantiles", type=float, nargs=2, default=[0.02, 0.98], metavar=("LOW", "HIGH"), help="Mapped to ±1."
+    )
+    depth.add_argument("--depth_cap", type=float, default=None, help="Metres; deeper pixels are treated as sky.")
+    depth.add_argument("--sky", choices=SKY_RULES, default="mask", help="Sky is left out, or trained on as far.")
+    depth.add_argument("--resolution", type=positive_int, nargs=2, metavar=("H", "W"), help="Resize frames to this.")
+    cache = parser.add_argument_group("latent cache")
+    cache.add_argument("--cache_latents", type=natural_number, default=0, help="Variants encoded once; 0: every step.")
+    cache.add_argument("--latent_cache_dir", default=None, help="Where they are kept; default: in --output_dir.")
+    lora = parser.add_argument_group("LoRA")
+    lora.add_argument("--lora_rank", type=natural_number, default=0, help="Train adapters of this rank only; 0: all.")
+    lora.add_argument("--lora_alpha", type=float, default=None, help="Scale times rank; default: the rank.")
+    lora.add_argument("--lora_target_modules", nargs="+", default=list(TARGET_MODULES), help="Layers that get one.")
+    memory = parser.add_argument_group("memory")
+    memory.add_argument("--gradient_checkpointing", action=switch, default=False, help="Less memory, more time.")
+    memory.add_argument("--enable_xformers_memory_efficient_attention", action=switch, default=False, help="xformers.")
+    result = parser.add_argument_group("result")
+    result.add_argument("--validation_frames", type=positive_int, default=32, help="Frames that are scored.")
+    result.add_argument("--push_to_hub", action=switch, default=False, help="Upload the result.")
+    result.add_argument("--hub_model_id", default=None, help="Repository to upload to; default: --output_dir's name.")
+    args = parse_with_config(parser, argv)
     from_scratch = args.vae is not None and args.unet_config is not None
     if (args.pretrained_model_name_or_path is None) != from_scratch:
         parser.error("give either --pretrained_model_name_or_path, or both --vae and --unet_config")
-    if args.normals_loss_weight > 0 and args.cache_latents > 0:
-        parser.error("--normals_loss_weight needs the depth of each sample: it cannot be used with --cache_latents")
+    if args.start == "noise" and args.noise_augmentation_step is not None:
+        parser.error("--start noise replaces the image by noise: --noise_augmentation_step has no meaning there")
+    if not 0.0 < args.decoded_fraction <= 1.0:
+        parser.error(f"--decoded_fraction must be in (0, 1], got {args.decoded_fraction}")
+    if args.lora_rank and args.pretrained_model_name_or_path is None:
+        parser.error("--lora_rank adapts a trained model: give --pretrained_model_name_or_path")
     return args
 
 
-def build_pipeline(args: argparse.Namespace) -> DepthFMPipeline:
-    """The pipeline to train: loaded, or a new UNet around an autoencoder."""
-    given = args.noise_augmentation_step is not None
-    noise = {"noise_augmentation_step": args.noise_augmentation_step} if given else {}
-    if args.pretrained_model_name_or_path is not None:
-        pipe = DepthFMPipeline.from_pretrained(args.pretrained_model_name_or_path, dtype=torch.float32)
-        pipe.scheduler = FlowMatchingImageToDepthScheduler.from_config(pipe.scheduler.config, **noise)
-        return pipe
-    unet = UNet2DConditionModel.from_config(UNet2DConditionModel._dict_from_json_file(args.unet_config))
-    if (unet.config.in_channels, unet.config.out_channels) != (8, 4):
-        raise ValueError(
-            f"--unet_config: DepthFM's UNet has 8 input and 4 output channels, {args.unet_config} has "
-            f"{unet.config.in_channels} and {unet.config.out_channels}."
-        )
-    return DepthFMPipeline(
-        unet=unet,
-        vae=AutoencoderKL.from_pretrained(args.vae),
-        scheduler=FlowMatchingImageToDepthScheduler(**noise),
-        # Never trained: the network has no text to listen to, one zero token keeps the layout.
-        prompt_embedding=PromptEmbedding(num_tokens=1, dim=unet.config.cross_attention_dim),
+def prepare_pipeline(args: argparse.Namespace, device: torch.device) -> DepthFMPipeline:
+    """The pipeline to train, its autoencoder frozen and on the device, its UNet as the flags want it."""
+    pipe = build_pipeline(
+        args.pretrained_model_name_or_path,
+        vae=args.vae,
+        unet_config=args.unet_config,
+        conv_in_init=args.conv_in_init,
+        noise_augmentation_step=args.noise_augmentation_step,
+        start=args.start,
     )
+    pipe.set_progress_bar_config(disable=True)
+    pipe.vae.requires_grad_(False).to(device)
+    pipe.prompt_embedding.requires_grad_(False).to(device)
+    if args.channels_last:
+        pipe.unet.to(memory_format=torch.channels_last)
+        pipe.vae.to(memory_format=torch.channels_last)
+    if args.gradient_checkpointing:
+        pipe.unet.enable_gradient_checkpointing()
+    if args.enable_xformers_memory_efficient_attention:
+        pipe.unet.enable_xformers_memory_efficient_attention()
+    if args.lora_rank:
+        alpha = args.lora_rank if args.lora_alpha is None else args.lora_alpha
+        add_lora(pipe.unet, args.lora_rank, alpha, tuple(args.lora_target_modules))
+    return pipe
 
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the training; `argv` defaults to the command line."""
     args = parse_args(argv)
+    hub_model_id = args.hub_model_id or Path(args.output_dir).name
     accelerator = build_accelerator(args)
     write_run_config(args, accelerator)
+    if args.push_to_hub and accelerator.is_main_process:
+        check_hub_access(hub_model_id)
 
-    pipe = build_pipeline(args)
-    pipe.set_progress_bar_config(disable=True)
-    unet, vae, scheduler = pipe.unet, pipe.vae, pipe.scheduler
-    vae.requires_grad_(False).to(accelerator.device)
-    pipe.prompt_embedding.to(accelerator.device)
-    if args.channels_last:
-        unet, vae = unet.to(memory_format=torch.channels_last), vae.to(memory_format=torch.channels_last)
-
-    frames = SceneFrames(args.train_data)
+    frames = MixedFrames.open(args.train_data, streaming=args.streaming)
+    use_depth = args.normals_loss_weight > 0 or args.gradient_loss_weight > 0
+    if args.normals_loss_weight > 0 and not frames.has_intrinsics:
+        raise ValueError(
+            "--normals_loss_weight needs the camera of each frame: --train_data has frames with neither fov_x_deg nor "
+            "intrinsics. Set fov_x_deg for that source (docs/train.md), or leave the loss out."
+        )
     train, held_out = split_by_scene(frames.scenes, args.validation_fraction)
+    pipe = prepare_pipeline(args, accelerator.device)
+    normalization = DepthNormalization(*args.depth_quantiles, cap=args.depth_cap, sky=args.sky)
     times = TimeDistribution(args.timestep_sampling, args.logit_mean, args.logit_std, args.start_share)
-    augmentation = AugmentationConfig(flip=True, min_crop=args.min_crop, jitter=args.jitter)
-    dataset = FlowFrames(frames, train, augmentation, times, args.resolution, pipe.vae_scale_factor, args.seed)
+    draws = FlowDraws(times, path_noise=args.sigma_min > 0)
+    dataset = FlowFrames(
+        frames,
+        train,
+        AugmentationConfig(flip=args.flip, min_crop=args.min_crop, jitter=args.jitter),
+        normalization,
+        draws,
+        args.resolution,
+        pipe.vae_scale_factor,
+        args.seed,
+        skip_bad_frames=args.bad_frames == "skip",
+    )
     size = dataset.size
+    weighted = any(isinstance(setting, dict) and "weight" in setting for setting in args.train_data)
+    sources = dataset.source_indices(weighted)
+    sampler = EpochBatchSampler(sources, args.train_batch_size, args.seed, accelerator.num_processes)
     if args.cache_latents > 0:
-        with accelerator.main_process_first():
-            path = cache_latents(
-                Path(args.latent_cache_dir or Path(args.output_dir) / "latents"),
-                pipe,
-                dataset,
-                args.train_data,
-                variants=args.cache_latents,
-                batch_size=args.train_batch_size,
-                device=accelerator.device,
-                autocast_dtype=AUTOCAST_DTYPES[accelerator.mixed_precision],
-            )
-        dataset = CachedLatents(path, times, args.seed)
+        folder = cache_latents(
+            Path(args.latent_cache_dir or Path(args.output_dir) / "latents"),
+            pipe,
+            dataset,
+            variants=args.cache_latents,
+            batch_size=args.train_batch_size,
+            with_depth=use_depth,
+            accelerator=accelerator,
+        )
+        dataset = CachedLatents(folder, len(dataset), args.cache_latents, normalization, draws, args.seed)
 
     def compute_loss(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        terms = {}
         if "image_latent" not in batch:
             batch = encode_batch(pipe, batch)
-            terms["frames_without_range"] = 1 - batch["has_range"].mean()
-        state = predict_velocity(model, scheduler, pipe.prompt_embedding(), batch)
-        data = data_loss(state, batch["weight"])
-        if args.normals_loss_weight == 0:
-            return terms | {"loss": data}
-        geometry = (batch[name] for name in ("depth", "valid", "bounds", "intrinsics"))
-        normals = normals_loss(state, pipe.decode_depth, *geometry)
-        return terms | {"loss": data + args.normals_loss_weight * normals, "data": data, "normals": normals}
+        counts = {f"{COUNT}frames_{name}": batch[name].sum() for name in ("without_depth", "skipped")}
+        state = predict_velocity(model, pipe.scheduler, pipe.prompt_embedding(), batch, sigma_min=args.sigma_min)
+        loss = data_loss(state, batch["weight"])
+        if not use_depth:
+            return counts | {"loss": loss}
+        terms = decoded_losses(
+            state,
+            pipe.decode_depth,
+            batch,
+            normals_weight=args.normals_loss_weight,
+            gradient_weight=args.gradient_loss_weight,
+            fraction=args.decoded_fraction,
+            min_time=args.decoded_min_time,
+        )
+        return counts | {"loss": loss + terms.pop("weighted"), "data": loss} | terms
+
+    scores: dict[str, float] = {}
 
     def validate(step: int) -> None:
         if not held_out:
@@ -132,25 +193,37 @@ def main(argv: list[str] | None = None) -> None:
         pipe.unet = accelerator.unwrap_model(trainer.model)
         chosen = held_out[: args.validation_frames]
         resolution = max(args.resolution or [0])
-        scores = score_frames(pipe, frames, chosen, steps=1, processing_resolution=resolution)
-        scores = {f"validation/{name}": value for name, value in scores.items()}
-        accelerator.log(scores, step=step)
+        skip = args.bad_frames == "skip"
+        scores.update(score_frames(pipe, frames, chosen, 1, resolution, skip_bad_frames=skip))
+        accelerator.log({f"validation/{name}": value for name, value in scores.items()}, step=step)
         logger.info(f"Step {step}: {scores}")
-        grid = depth_grid(pipe, frames, chosen[:8], steps=(1, 2, 4), processing_resolution=resolution)
-        for tracker in accelerator.trackers:
-            tracker.log_images({"image | truth | 1, 2, 4 steps": grid[None]}, step=step, dataformats="NHWC")
+        grid = depth_grid(pipe, frames, chosen[:8], (1, 2, 4), normalization, resolution, skip_bad_frames=skip)
+        log_pictures(accelerator, "image | truth | 1, 2, 4 steps", grid, step)
 
-    trainer = Trainer(args, accelerator, unet, dataset, compute_loss, validate)
+    if args.lora_rank:
+        checkpoint_adapters_only(accelerator)
+    trainer = Trainer(args, accelerator, pipe.unet, dataset, sampler, compute_loss, validate)
     accelerator.init_trackers("depthfm")
     trainer.run()
-
-    model = trainer.final_model().eval()
+    pipe.unet = trainer.final_model().eval().to(memory_format=torch.contiguous_format)
     if accelerator.is_main_process:
-        pipe.unet = model.to(memory_format=torch.contiguous_format)
-        vae.to(memory_format=torch.contiguous_format)
-        pipe.register_to_config(default_processing_resolution=max(size))
-        save_pipeline(pipe, Path(args.output_dir))
+        save_result(args, pipe, size)
+        write_model_card(args, scores)
+        if args.push_to_hub:
+            push_to_hub(Path(args.output_dir), hub_model_id)
     accelerator.end_training()
+
+
+def save_result(args: argparse.Namespace, pipe: DepthFMPipeline, size: tuple[int, int]) -> None:
+    """Writes the finished pipeline, or the adapters: with their base beside, unless that is a DepthFM already."""
+    if args.lora_rank:
+        save_adapters(pipe.unet, Path(args.output_dir))
+        if is_depthfm(args.pretrained_model_name_or_path):
+            return
+        pipe.unet.unload_lora()
+    pipe.vae.to(memory_format=torch.contiguous_format)
+    pipe.register_to_config(default_processing_resolution=max(size))
+    save_pipeline(pipe, Path(args.output_dir))
 
 
 if __name__ == "__main__":

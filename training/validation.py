@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from depth_transforms import frame_to_view, normalize_log_depth
-from frames import SceneFrames
+from accelerate.logging import get_logger
+from depth_transforms import DepthNormalization, frame_to_view, normalize_log_depth
+from frames import Frame, FrameError
+from sources import MixedFrames
 
 from depthfm_diffusers import DepthFMOutput, DepthFMPipeline
 from depthfm_diffusers.evaluation import absolute_relative_error, align, delta_accuracy
+
+logger = get_logger(__name__)
+
+
+def read_frames(frames: MixedFrames, indices: Sequence[int], skip_bad_frames: bool) -> Iterator[Frame]:
+    """The frames at `indices`; those that cannot be used raise `FrameError`, or are left out with a warning."""
+    for index in indices:
+        try:
+            yield frames[index]
+        except FrameError as error:
+            if not skip_bad_frames:
+                raise
+            logger.warning(f"Skipped in validation: {error}")
 
 
 def predict_frame(
@@ -45,12 +60,20 @@ def score_log_depth(log_depth: np.ndarray, depth: np.ndarray) -> dict[str, float
 
 
 def score_frames(
-    pipe: DepthFMPipeline, frames: SceneFrames, indices: Sequence[int], steps: int, processing_resolution: int = 0
+    pipe: DepthFMPipeline,
+    frames: MixedFrames,
+    indices: Sequence[int],
+    steps: int,
+    processing_resolution: int = 0,
+    skip_bad_frames: bool = False,
 ) -> dict[str, float]:
-    """Mean scores over frames, see `score_log_depth`; frames without any depth are left out."""
+    """Mean scores over frames, see `score_log_depth`; frames without any depth are left out.
+
+    Raises:
+        ValueError: If no frame is left.
+    """
     results = []
-    for index in indices:
-        frame = frames[index]
+    for frame in read_frames(frames, indices, skip_bad_frames):
         if (frame.depth > 0).any():
             output = predict_frame(pipe, frame.image, steps, processing_resolution)
             results.append(score_log_depth(output.log_depth[0, ..., 0], frame.depth))
@@ -61,19 +84,21 @@ def score_frames(
 
 def depth_grid(
     pipe: DepthFMPipeline,
-    frames: SceneFrames,
+    frames: MixedFrames,
     indices: Sequence[int],
     steps: Sequence[int],
+    normalization: DepthNormalization | None = None,
     processing_resolution: int = 0,
+    skip_bad_frames: bool = False,
 ) -> np.ndarray:
     """A row per frame: image, true normalised log depth, prediction at each number of steps. H'×W'×3, uint8."""
     rows = []
-    for index in indices:
-        frame = frames[index]
+    for frame in read_frames(frames, indices, skip_bad_frames):
         view = frame_to_view(frame)
         outputs = [predict_frame(pipe, frame.image, n, processing_resolution) for n in steps]
         predictions = [torch.from_numpy(output.log_depth[0, ..., 0])[None] for output in outputs]
-        rows.append([view.image * 2 - 1, normalize_log_depth(view.depth).values, *predictions])
+        truth = normalize_log_depth(view.depth, normalization, view.sky).values
+        rows.append([view.image * 2 - 1, truth, *predictions])
     return picture_grid(rows)
 
 

@@ -1,0 +1,190 @@
+"""Decodes frames, wherever their bytes come from.
+
+Images are 8 bit: grey, palette and other modes become RGB, transparency is dropped, an EXIF orientation is not
+applied. Depth is 16-bit grey (PNG, TIFF) in counts of `depth_scale` metres, or floating point (32-bit TIFF, `.npy`).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from frames import Frame, FrameError
+from PIL import Image
+
+from depthfm_diffusers.geometry import intrinsics_from_fov
+
+COUNT_MODES = ("I;16", "I;16L", "I;16B", "I")
+METRES_PER_COUNT = 0.001
+NPY_MAGIC = b"\x93NUMPY"
+
+
+@dataclass(frozen=True)
+class EncodedFrame:
+    """A frame as it was stored.
+
+    Attributes:
+        key: Name of the frame inside its source.
+        origin: File that messages name beside the key.
+        scene: Name of the scene.
+        image: Content of the image file.
+        depth: Content of the depth file.
+        image_field: What the image is called in the source, for messages.
+        depth_field: What the depth is called in the source, for messages.
+        metadata: May have `fov_x_deg` (degrees) or `intrinsics` (fx, fy, cx, cy in pixels, pixel centres at
+            integers), `depth_scale` (metres per stored unit; 0.001 for integers, 1 for floating point) and
+            `sky_value` (the stored number that means sky). Numbers may be given as text; other fields are ignored.
+    """
+
+    key: str
+    origin: str
+    scene: str
+    image: bytes
+    depth: bytes
+    image_field: str
+    depth_field: str
+    metadata: Mapping[str, Any]
+
+    def error(self, message: str) -> FrameError:
+        """An error that names this frame."""
+        return frame_error(self.key, self.origin, message)
+
+
+def frame_error(key: str, origin: str, message: str) -> FrameError:
+    """An error that names a frame and its file."""
+    return FrameError(f"Frame {key!r} of {origin}: {message}")
+
+
+def decode_frame(encoded: EncodedFrame) -> Frame:
+    """Decodes a frame.
+
+    A frame without any known depth is returned as it is: what to do with it is the objective's business.
+
+    Raises:
+        FrameError: Naming the frame and the field that cannot be used.
+    """
+    image = _decode_image(encoded)
+    stored = _decode_depth(encoded)
+    if stored.shape != image.shape[:2]:
+        sizes = [f"{array.shape[1]}x{array.shape[0]}" for array in (image, stored)]
+        raise encoded.error(
+            f"{encoded.image_field} is {sizes[0]} pixels, {encoded.depth_field} is {sizes[1]} (width x height)."
+        )
+    depth, sky = _to_metres(encoded, stored)
+    return Frame(encoded.key, encoded.scene, image, depth, _camera(encoded, *depth.shape), sky)
+
+
+def has_camera(metadata: Mapping[str, Any]) -> bool:
+    """Whether a frame's metadata say how it was projected."""
+    return _given(metadata, "fov_x_deg") or _given(metadata, "intrinsics")
+
+
+def _given(metadata: Mapping[str, Any], field: str) -> bool:
+    value = metadata.get(field)
+    return value is not None and not (isinstance(value, str) and not value.strip())  # an empty cell of a CSV file
+
+
+def _open_picture(encoded: EncodedFrame, content: bytes, field: str) -> Image.Image:
+    if not content:
+        raise encoded.error(f"{field} is empty.")
+    try:
+        picture = Image.open(io.BytesIO(content))
+        picture.load()
+    except Exception as error:  # whatever the decoder stumbles over
+        # Pillow names the buffer's address, which tells nothing.
+        reason = str(error) if "BytesIO" not in str(error) else "not a picture that Pillow knows"
+        raise encoded.error(f"{field} is not a readable image ({reason}).") from error
+    return picture
+
+
+def _decode_image(encoded: EncodedFrame) -> np.ndarray:
+    picture = _open_picture(encoded, encoded.image, encoded.image_field)
+    if picture.mode == "F" or picture.mode.startswith("I"):
+        raise encoded.error(f"{encoded.image_field} has mode {picture.mode!r}, not 8 bits per channel.")
+    picture.info.pop("transparency", None)  # dropped; Pillow would warn
+    return np.asarray(picture.convert("RGB"))
+
+
+def _decode_depth(encoded: EncodedFrame) -> np.ndarray:
+    """H×W as stored, of an integer or a floating-point type."""
+    field = encoded.depth_field
+    if encoded.depth.startswith(NPY_MAGIC):
+        try:
+            stored = np.load(io.BytesIO(encoded.depth), allow_pickle=False)
+        except Exception as error:  # as above, from a broken header
+            raise encoded.error(f"{field} is not a readable .npy file ({error}).") from error
+        if stored.ndim != 2 or stored.dtype.kind != "f" or stored.size == 0:
+            raise encoded.error(
+                f"{field} is an array of {stored.dtype} and shape {stored.shape}, not floating point and HxW."
+            )
+        return stored
+    picture = _open_picture(encoded, encoded.depth, field)
+    if picture.mode != "F" and picture.mode not in COUNT_MODES:
+        raise encoded.error(f"{field} has mode {picture.mode!r}, not 16-bit grey or 32-bit floating point.")
+    return np.asarray(picture)
+
+
+def _to_metres(encoded: EncodedFrame, stored: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    field = encoded.depth_field
+    sky = None
+    if _given(encoded.metadata, "sky_value"):
+        sky = stored == _number(encoded, "sky_value")
+        stored = np.where(sky, 0, stored)
+    if not np.isfinite(stored).all():
+        raise encoded.error(f"{field} has NaN or infinite values; depth that is not known is 0.")
+    if (stored < 0).any():
+        raise encoded.error(f"{field} has negative values, down to {stored.min()}; depth that is not known is 0.")
+    scale = METRES_PER_COUNT if stored.dtype.kind in "iu" else 1.0
+    if _given(encoded.metadata, "depth_scale"):
+        scale = _number(encoded, "depth_scale")
+        if not 0.0 < scale < math.inf:
+            raise encoded.error(f"depth_scale is {scale}, not positive and finite.")
+    # In float64, so that 1500 counts are the float32 nearest to 1.5 m.
+    metres = stored.astype(np.float64) * scale
+    if metres.max() > np.finfo(np.float32).max:
+        raise encoded.error(f"{field} has {metres.max()} m, more than float32 holds.")
+    return metres.astype(np.float32), sky
+
+
+def _camera(encoded: EncodedFrame, height: int, width: int) -> np.ndarray | None:
+    by_fov, by_intrinsics = (_given(encoded.metadata, field) for field in ("fov_x_deg", "intrinsics"))
+    if by_fov and by_intrinsics:
+        raise encoded.error("has both fov_x_deg and intrinsics; give one of them.")
+    if by_fov:
+        fov_x_deg = _number(encoded, "fov_x_deg")
+        if not 0.0 < fov_x_deg < 180.0:
+            raise encoded.error(f"fov_x_deg is {fov_x_deg}, not between 0 and 180.")
+        return intrinsics_from_fov(fov_x_deg, height, width).numpy()
+    if not by_intrinsics:
+        return None
+    fx, fy, cx, cy = _intrinsics(encoded)
+    return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], dtype=np.float32)
+
+
+def _intrinsics(encoded: EncodedFrame) -> list[float]:
+    given = encoded.metadata["intrinsics"]
+    try:
+        numbers = [float(n) for n in (json.loads(given) if isinstance(given, str) else given)]
+        usable = len(numbers) == 4 and all(map(math.isfinite, numbers)) and min(numbers[:2]) > 0
+    except (TypeError, ValueError):
+        usable = False
+    if not usable:
+        raise encoded.error(
+            f"intrinsics is {given!r}, not [fx, fy, cx, cy] in pixels with positive focal lengths fx and fy."
+        )
+    return numbers
+
+
+def _number(encoded: EncodedFrame, field: str) -> float:
+    value = encoded.metadata[field]
+    try:
+        if isinstance(value, (bool, Sequence)) and not isinstance(value, str):
+            raise TypeError(field)
+        return float(value)
+    except (TypeError, ValueError):
+        raise encoded.error(f"{field} is {value!r}, not a number.") from None

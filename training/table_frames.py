@@ -1,0 +1,206 @@
+"""Parquet files and image folders, read through Hugging Face `datasets`.
+
+Columns: `image`, `depth`, and, if there are any, `scene`, `fov_x_deg` or `intrinsics`, `depth_scale`, `sky_value`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+from datasets.packaged_modules.parquet.parquet import Parquet
+from frame_decoding import EncodedFrame, frame_error, has_camera
+from frame_source import FrameSource, SourceConfig, scene_name, warn_without_scenes
+
+METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+METADATA_COLUMNS = ("fov_x_deg", "intrinsics", "depth_scale", "sky_value")
+
+
+class TableFrames(FrameSource):
+    """Frames that are the rows of a `datasets.Dataset`.
+
+    Without a column `scene` each frame is a scene of its own, which is said in the log.
+
+    Args:
+        config: Settings of the source.
+        table: The rows; pictures are taken from the columns `image` and `depth`, or those that `config` names.
+        files: The files that the content depends on, in order.
+        origins: For each row, the file or folder that messages name; paths in the row start at that folder.
+        keys: Name of each row inside the source.
+
+    Raises:
+        ValueError: If there is no such column, or a row has no scene though there is a column.
+    """
+
+    def __init__(
+        self,
+        config: SourceConfig,
+        table: datasets.Dataset,
+        files: Sequence[Path],
+        origins: Sequence[Path],
+        keys: Sequence[str],
+    ) -> None:
+        self.image_column = config.image_column or "image"
+        self.depth_column = config.depth_column or "depth"
+        names = table.column_names
+        for setting, column in (("image_column", self.image_column), ("depth_column", self.depth_column)):
+            if column not in names:
+                raise ValueError(
+                    f"Data source {config.name}: there is no column {column!r}, but {names}; set {setting}."
+                )
+        for column in (self.image_column, self.depth_column):
+            if isinstance(table.features[column], datasets.Image):
+                # Decoded by us, so that a broken picture can be named.
+                table = table.cast_column(column, datasets.Image(decode=False))
+        self.origins = list(origins)
+        self.folders = {origin: origin if origin.is_dir() else origin.parent for origin in set(origins)}
+        self.keys = list(keys)
+        self.metadata_columns = [name for name in METADATA_COLUMNS if name in names]
+        if "scene" in names:
+            where = (f"Frame {k!r} of {o}" for k, o in zip(self.keys, self.origins, strict=True))
+            scenes = [scene_name(value, w) for value, w in zip(table["scene"], where, strict=True)]
+        else:
+            warn_without_scenes(config)
+            scenes = self.keys
+        cameras = table.select_columns(self.metadata_columns) if self.metadata_columns else []
+        all_cameras = len(cameras) > 0 and all(has_camera(row) for row in cameras)
+        self.table = table.select_columns([self.image_column, self.depth_column, *self.metadata_columns])
+        super().__init__(config, files, scenes, all_cameras)
+
+    def encoded(self, index: int) -> EncodedFrame:
+        """A frame as it is in its row."""
+        row = self.table[index]
+        return EncodedFrame(
+            key=self.keys[index],
+            origin=str(self.origins[index]),
+            scene=self.scenes[index],
+            image=self._content(row, index, self.image_column),
+            depth=self._content(row, index, self.depth_column),
+            image_field=self.image_column,
+            depth_field=self.depth_column,
+            metadata=self.config.frame_metadata({name: row[name] for name in self.metadata_columns}),
+        )
+
+    def content_files(self) -> Iterable[Path]:
+        """The files of the table, and those that its rows point to."""
+        yield from self.files
+        for origin, row in zip(self.origins, self.table, strict=True):
+            for value in (row[self.image_column], row[self.depth_column]):
+                if isinstance(value, dict):
+                    value = value.get("path") if value.get("bytes") is None else None
+                if isinstance(value, str):
+                    yield self.folders[origin] / value
+
+    def _content(self, row: dict[str, Any], index: int, column: str) -> bytes:
+        value, path = row[column], None
+        if isinstance(value, dict):
+            value, path = value.get("bytes"), value.get("path")
+        elif isinstance(value, str):
+            value, path = None, value
+        origin = self.origins[index]
+        if isinstance(value, bytes):
+            return value
+        if value is not None:
+            kind = type(value).__name__
+            message = f"{column} is {kind}, not an image: a datasets.Image, the bytes of a file, or its path."
+            raise frame_error(self.keys[index], str(origin), message)
+        if path is None:
+            raise frame_error(self.keys[index], str(origin), f"{column} is missing.")
+        try:
+            return (self.folders[origin] / path).read_bytes()
+        except OSError as error:
+            message = f"{column}: cannot read {path} ({error.strerror})."
+            raise frame_error(self.keys[index], str(origin), message) from error
+
+
+def open_parquet(config: SourceConfig, files: Sequence[Path]) -> TableFrames:
+    """The rows of Parquet files, in the order of `files`; a row's key is its number in its file.
+
+    Raises:
+        ValueError: If a file cannot be read, or the files do not have the same columns.
+    """
+    keys: list[str] = []
+    origins: list[Path] = []
+    footers = hashlib.sha256()
+    for file in files:
+        try:
+            rows = pq.read_metadata(file).num_rows
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ValueError(f"{file} is empty, cut off or not a Parquet file ({error}).") from error
+        keys += [f"{file.stem}:{row}" for row in range(rows)]
+        origins += [file] * rows
+        # The last change of the inode: copying or unpacking an archive may bring an old modification time along.
+        footers.update(_parquet_footer(file) + str(file.stat().st_ctime_ns).encode())
+    if not keys:
+        raise ValueError(f"Data source {config.name}: there is no frame in it.")
+    table = _prepare(config, Parquet, files, footers.hexdigest())
+    return TableFrames(config, table, files, origins, keys)
+
+
+def open_image_folder(config: SourceConfig, root: Path, metadata_files: Sequence[Path]) -> TableFrames:
+    """The rows of the metadata files in a folder; a row's key is its image's path in the folder.
+
+    A column `NAME_file_name` has paths that are relative to its metadata file and becomes the column `NAME`; so does
+    `file_name`, which becomes `image`.
+
+    Raises:
+        ValueError: If a metadata file cannot be read, or the files do not have the same columns.
+    """
+    contents = hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in metadata_files))
+    table = _prepare(config, ImageFolder, metadata_files, contents.hexdigest())
+    keys = [str(row) for row in range(len(table))]
+    column = config.image_column or "image"
+    if isinstance(table.features.get(column), datasets.Image):
+        paths = (value and value["path"] for value in table.cast_column(column, datasets.Image(decode=False))[column])
+        keys = [os.path.relpath(path, root.resolve()) if path else key for path, key in zip(paths, keys, strict=True)]
+    return TableFrames(config, table, metadata_files, [root] * len(table), keys)
+
+
+def _parquet_footer(file: Path) -> bytes:
+    """Schema, offsets, sizes and statistics of a file, which are quick to read."""
+    with file.open("rb") as content:
+        content.seek(-8, os.SEEK_END)
+        length = int.from_bytes(content.read(4), "little")
+        content.seek(-8 - length, os.SEEK_END)
+        return content.read()
+
+
+def _prepare(
+    config: SourceConfig, builder_class: type[datasets.DatasetBuilder], files: Sequence[Path], content: str
+) -> datasets.Dataset:
+    """Runs one of the library's builders; a file's times are part of its cache's name, `content` makes it sure.
+
+    With the class itself, as load_dataset counts its calls at the Hub, and takes files and folders that are called
+    `test` for a split of their own.
+    """
+    try:
+        with _silence():
+            builder = builder_class(data_files={"train": [str(file.resolve()) for file in files]}, hash=content)
+            builder.download_and_prepare()
+            return builder.as_dataset(split="train")
+    except (datasets.exceptions.DatasetsError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
+        reason = error.__cause__ or error
+        raise ValueError(f"Data source {config.name} cannot be read: {reason}") from error
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keeps the library from printing: progress bars, and errors that are raised as well."""
+    shown = not datasets.are_progress_bars_disabled()
+    verbosity = datasets.logging.get_verbosity()
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(verbosity)
+        if shown:
+            datasets.enable_progress_bars()
