@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -54,7 +55,7 @@ def run_row(args: argparse.Namespace, flags: tuple[str, ...], folder: Path) -> t
         raise RuntimeError(f"{' '.join(command)} failed:\n{messages}")
     events = EventAccumulator(str(next(folder.glob("logs/**/events*")).parent)).Reload()
     times = [event.wall_time for event in events.Scalars("loss")]
-    return usage.ru_maxrss / 1024, statistics.median(b - a for a, b in zip(times[1:-1], times[2:], strict=True))
+    return usage.ru_maxrss / 1024, statistics.median(b - a for a, b in pairwise(times[1:]))
 
 
 def main() -> None:

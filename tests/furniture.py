@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from scene_catalogue import Model
 from scene_geometry import Camera, cast
 from scene_layout import Scene
@@ -66,10 +68,16 @@ def cube(name: str) -> str:
     return "\n".join([*lines, "usemtl gone", "f 9 10 11"]) + "\n"
 
 
-def write_library(path: Path, licence: str = "Public domain") -> Path:
+def green_picture() -> bytes:
+    """A PNG."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4), (20, 200, 20)).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def write_library(path: Path, licence: str = "Public domain", picture: bytes | None = None) -> Path:
     """Writes the pieces above as one `.sh3f` library; their ids begin with the file's name."""
     text = HEADER.format(licence=licence)
-    picture = b"not read by these tests"
     with zipfile.ZipFile(path, "w") as archive:
         for number, (name, title, category, width, depth, height, more) in enumerate(PIECES, start=1):
             folder = f"tiny/{name}"
@@ -87,9 +95,9 @@ def write_library(path: Path, licence: str = "Public domain") -> Path:
             text += "\n" + "\n".join(f"{key}#{number}={value}" for key, value in values.items()) + "\n"
             archive.writestr(f"{folder}/{name}.obj", cube(name))
             archive.writestr(f"{folder}/{name}.mtl", MATERIALS)
-            archive.writestr(f"{folder}/here.png", picture)
+            archive.writestr(f"{folder}/here.png", picture or green_picture())
         # A piece whose file is not in the archive.
-        text += f"\nid#99={path.stem}#ghost\nname#99=Ghost\nmodel#99=/tiny/ghost.obj\nwidth#99=1\ndepth#99=1\nheight#99=1\n"
+        text += f"\nid#99={path.stem}#ghost\nmodel#99=/tiny/ghost.obj\nwidth#99=1\ndepth#99=1\nheight#99=1\n"
         archive.writestr("PluginFurnitureCatalog.properties", text.encode("latin-1"))
     return path
 

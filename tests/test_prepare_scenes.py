@@ -1,4 +1,4 @@
-"""Rendered scenes: catalogue, layout, cameras and files without Blender; what Blender renders where it is installed."""
+"""Rendered scenes: catalogue, layout, cameras and files without Blender; and what Blender, if installed, renders."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import scenes
 import sources
 import verify
 from furniture import BoxRenderer, write_library
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from kill_points import digests
 from prepared import picture, read_shards
@@ -100,7 +100,7 @@ def test_licence_of_the_library_is_that_of_its_models(tmp_path, licence, short):
 
 def test_models_without_licence_are_not_used(tmp_path):
     write_library(tmp_path / "A.sh3f", "")
-    with pytest.raises(ValueError, match="no usable model.*'no licence'"):
+    with pytest.raises(ValueError, match=r"no usable model.*'no licence'"):
         read_catalogue(tmp_path)
 
 
@@ -137,7 +137,7 @@ def test_extraction_drops_pictures_that_are_not_there(catalogue, tmp_path):
     assert path.read_text().startswith("mtllib sofa.mtl")
     materials = path.with_suffix(".mtl").read_text()
     assert "wood.jpg" not in materials
-    assert "map_Kd Here.PNG" in materials  # is there as here.png: Blender ignores case too
+    assert "map_Kd here.png" in materials  # the library says Here.PNG, which only Windows would find
     assert "Kd 0.8 0.1 0.1" in materials
 
 
@@ -153,6 +153,7 @@ BOXES = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(BOXES, BOXES)
 def test_overlap_is_what_points_inside_say(a, b):
     assert overlap(a, b) == overlap(b, a)
@@ -226,6 +227,7 @@ def test_wall_with_a_hole_misses_only_the_hole(along):
 # Layout
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.integers(0, 10_000), st.booleans())
 def test_nothing_intersects_and_cameras_keep_their_distance(catalogue, number, indoor):
     scene = draw_scene(catalogue, 1, number, 3, indoor_share=float(indoor))
@@ -251,9 +253,10 @@ def test_nothing_intersects_and_cameras_keep_their_distance(catalogue, number, i
     assert len(scene.exposures) == len(scene.cameras)
 
 
+@settings(deadline=None, max_examples=40)
 @given(st.integers(0, 10_000))
 def test_rooms_are_closed_but_for_their_windows(catalogue, number):
-    scene = draw_scene(catalogue, 2, number, 1, indoor_share=1.0)
+    scene = draw_scene(catalogue, 2, number, 0, indoor_share=1.0)
     width, length = (scene.blocks[0].box.size[i] - 2 * WALL_THICKNESS for i in range(2))
     # Straight up, down, and along the walls' feet there is always something.
     for yaw in np.linspace(0, 2 * np.pi, 9):
@@ -267,7 +270,7 @@ def test_rooms_are_closed_but_for_their_windows(catalogue, number):
 def test_furniture_at_a_wall_has_its_back_to_it(catalogue):
     seen = 0
     for number in range(40):
-        scene = draw_scene(catalogue, 0, number, 1, indoor_share=1.0)
+        scene = draw_scene(catalogue, 0, number, 0, indoor_share=1.0)
         width, length = (scene.blocks[0].box.size[i] - 2 * WALL_THICKNESS for i in range(2))
         for piece in scene.pieces:
             if piece.model.place == "wall":
@@ -288,7 +291,7 @@ def test_scene_depends_on_seed_and_number_only(catalogue):
 
 
 def test_indoor_share_is_the_share_of_rooms(catalogue):
-    rooms = sum(draw_scene(catalogue, 0, number, 1, indoor_share=0.3).indoor for number in range(200))
+    rooms = sum(draw_scene(catalogue, 0, number, 0, indoor_share=0.3).indoor for number in range(200))
     assert 40 <= rooms <= 80  # 60 expected, deviation 6.5
 
 
@@ -350,9 +353,9 @@ def test_views_without_camera_are_rejected_and_counted(catalogue):
 
 
 def test_shards_are_read_by_the_trainer(catalogue, tmp_path):
-    settings = settings_for(catalogue)
-    renderer = BoxRenderer(settings.size)
-    results = {number: render_views(renderer, settings, number) for number in range(6)}
+    rendering = settings_for(catalogue)
+    renderer = BoxRenderer(rendering.size)
+    results = {number: render_views(renderer, rendering, number) for number in range(6)}
 
     def encode(frame):
         result = results[frame.scene][frame.view]
@@ -393,6 +396,7 @@ def test_shards_are_read_by_the_trainer(catalogue, tmp_path):
     assert {line.split("\t")[0] for line in lines[1:]} == named != set()
 
 
+@settings(deadline=None)
 @given(st.integers(1, 30), st.integers(1, 5), st.integers(1, 9))
 def test_a_scene_is_in_one_shard_only_and_no_frame_is_lost(number, views, per_shard):
     frames = scenes.list_frames(3, number, views, per_shard)
@@ -526,6 +530,16 @@ def test_rendered_depth_is_that_of_the_geometry(render_python, furniture):
 
 
 @pytest.mark.slow
+def test_unreadable_picture_stops_the_run_and_is_named(render_python, tmp_path):
+    write_library(tmp_path / "Bad.sh3f", picture=b"no PNG")
+    command = [str(SCRIPT), "--furniture", str(tmp_path), "--output", str(tmp_path / "out"), "--threads", "1"]
+    done = run_blender(render_python, [*command, "--scenes", "1", "--width", "16", "--height", "12"])
+    assert done.returncode == 1
+    assert re.search(r"error: Bad#\w+: .*here\.png is not a readable picture", done.stderr)
+    assert not list((tmp_path / "out").glob("*.tar"))
+
+
+@pytest.mark.slow
 def test_killed_command_continues_to_the_same_bytes(render_python, furniture, tmp_path):
     def command(output: Path, workers: int) -> list[str]:
         return [
@@ -553,7 +567,9 @@ def test_killed_command_continues_to_the_same_bytes(render_python, furniture, tm
     deadline = time.monotonic() + 300
     while not list(output.glob("*.tar")) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.05)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    # By the threads that started them.
+    tasks = Path(f"/proc/{process.pid}/task").glob("*/children")
+    children = [child for task in tasks for child in task.read_text().split()]
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (output / "manifest.json").exists()

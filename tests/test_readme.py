@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import train_depthfm
 from conftest import build_components
 
 import depthfm_diffusers
@@ -30,6 +31,21 @@ def test_local_links_exist():
     targets = re.findall(r"\]\((?!https?://)([^)#]+)", README)
     assert len(targets) >= 6
     assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_local_links_of_the_pages_exist(page):
+    targets = re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text(encoding="utf-8"))
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_flags_named_on_the_training_page_exist():
+    page = (ROOT / "docs" / "train.md").read_text(encoding="utf-8")
+    flags = set(re.findall(r"(?<![\w-])--([a-z0-9_]+)", page))
+    known = {option[2:] for action in train_depthfm.build_parser()._actions for option in action.option_strings}
+    other_programs = {"logdir", "model", "output"}  # of tensorboard and `depthfm predict`
+    assert len(flags) > 30
+    assert flags - known == other_programs
 
 
 def test_quick_start_runs(tmp_path, monkeypatch):

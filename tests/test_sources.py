@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import pickle
+import socket
 import tarfile
 from pathlib import Path
 
@@ -290,6 +291,16 @@ def test_nothing_is_printed(tmp_path, kind, capfd):
     open_path(path)[0]
     assert capfd.readouterr() == ("", "")
     assert not datasets.are_progress_bars_disabled()
+
+
+@pytest.mark.parametrize("kind", ["parquet", "imagefolder"])
+def test_no_hub_is_reached_for(tmp_path, kind, monkeypatch):
+    path = write_all(tmp_path, FRAMES)[kind]
+    tried = []
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket.socket, "connect", lambda _, address: tried.append(address))
+    assert open_path(path)[0].depth.any()
+    assert not tried
 
 
 # Shards

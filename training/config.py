@@ -69,15 +69,15 @@ def base_parser(description: str) -> argparse.ArgumentParser:
         nargs="+",
         type=data_setting,
         required=True,
-        help="Data sources: WebDataset shards (.tar), Parquet files, image folders with metadata, folders with images/ "
-        "and depth/, or folders of shards; or JSON objects with a path and settings (docs/train.md).",
+        help="Data sources: WebDataset shards (.tar), Parquet files, folders of them, image folders with metadata, "
+        "folders with images/ and depth/; or JSON objects with a path and settings (docs/train.md).",
     )
     data.add_argument(
         "--streaming", action=switch, default=False, help="Shuffle .tar shards so that they are read nearly in order."
     )
     data.add_argument("--bad_frames", choices=["error", "skip"], default="error", help="What a broken frame does.")
     data.add_argument("--validation_fraction", type=fraction, default=0.05, help="Share of scenes kept out.")
-    data.add_argument("--min_crop", type=float, default=1.0, help="Smallest random crop, as a share of the side.")
+    data.add_argument("--min_crop", type=float, default=1.0, help="Smallest random crop, as a share.")
     data.add_argument("--jitter", type=float, default=0.0, help="Strength of colour jitter, in [0, 1).")
     data.add_argument("--flip", action=switch, default=True, help="Mirror half of the samples.")
     data.add_argument("--dataloader_num_workers", type=natural_number, default=0, help="Processes that decode frames.")

@@ -118,9 +118,9 @@ class FlowFrames(Dataset):
     def __getitem__(self, item: tuple[int, int]) -> dict[str, torch.Tensor]:
         """Returns one sample.
 
-        `image` (3×H×W in [-1, 1]), `depth_map` (1×H×W, normalised log depth), `valid` (1×H×W, where it is trained on),
+        `image` (3×H×W in [-1, 1]), `depth_map` (1×H×W, normalised log depth), `valid` (1×H×W, where it counts),
         `depth` (1×H×W, metres), `known` (1×H×W, where there is a depth), `sky` (1×H×W), `bounds` (2, log metres),
-        `intrinsics` (3×3, NaN if not known), `without_depth` and `skipped` (0 or 1), and what `FlowDraws.draw` returns.
+        `intrinsics` (3×3, NaN if not known), `without_depth`, `skipped` (0 or 1), and what `FlowDraws.draw` returns.
 
         Raises:
             ValueError: If the frame has another size than the first and no resolution is set.

@@ -33,7 +33,7 @@ class TableFrames(FrameSource):
         config: Settings of the source.
         table: The rows; pictures are taken from the columns `image` and `depth`, or those that `config` names.
         files: The files that the content depends on, in order.
-        origins: For each row, the file or folder that messages name; paths in the row start at that folder.
+        origins: For each row, the file that it is from; paths in the row start at its folder.
         keys: Name of each row inside the source.
 
     Raises:
@@ -61,7 +61,6 @@ class TableFrames(FrameSource):
                 # Decoded by us, so that a broken picture can be named.
                 table = table.cast_column(column, datasets.Image(decode=False))
         self.origins = list(origins)
-        self.folders = {origin: origin if origin.is_dir() else origin.parent for origin in set(origins)}
         self.keys = list(keys)
         self.metadata_columns = [name for name in METADATA_COLUMNS if name in names]
         if "scene" in names:
@@ -97,7 +96,7 @@ class TableFrames(FrameSource):
                 if isinstance(value, dict):
                     value = value.get("path") if value.get("bytes") is None else None
                 if isinstance(value, str):
-                    yield self.folders[origin] / value
+                    yield origin.parent / value
 
     def _content(self, row: dict[str, Any], index: int, column: str) -> bytes:
         value, path = row[column], None
@@ -115,7 +114,7 @@ class TableFrames(FrameSource):
         if path is None:
             raise frame_error(self.keys[index], str(origin), f"{column} is missing.")
         try:
-            return (self.folders[origin] / path).read_bytes()
+            return (origin.parent / path).read_bytes()
         except OSError as error:
             message = f"{column}: cannot read {path} ({error.strerror})."
             raise frame_error(self.keys[index], str(origin), message) from error
@@ -152,16 +151,23 @@ def open_image_folder(config: SourceConfig, root: Path, metadata_files: Sequence
     `file_name`, which becomes `image`.
 
     Raises:
-        ValueError: If a metadata file cannot be read, or the files do not have the same columns.
+        ValueError: If a metadata file cannot be read, or two have columns of one name and different types.
     """
-    contents = hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in metadata_files))
-    table = _prepare(config, ImageFolder, metadata_files, contents.hexdigest())
-    keys = [str(row) for row in range(len(table))]
+    tables, keys, origins = [], [], []
     column = config.image_column or "image"
-    if isinstance(table.features.get(column), datasets.Image):
-        paths = (value and value["path"] for value in table.cast_column(column, datasets.Image(decode=False))[column])
-        keys = [os.path.relpath(path, root.resolve()) if path else key for path, key in zip(paths, keys, strict=True)]
-    return TableFrames(config, table, metadata_files, [root] * len(table), keys)
+    for file in metadata_files:  # one by one: the builder takes several in an order that changes from run to run
+        table = _prepare(config, ImageFolder, [file], hashlib.sha256(file.read_bytes()).hexdigest())
+        paths = [None] * len(table)
+        if isinstance(table.features.get(column), datasets.Image):
+            pictures = table.cast_column(column, datasets.Image(decode=False))[column]
+            paths = [picture and picture["path"] for picture in pictures]
+        for row, path in enumerate(paths):
+            keys.append(os.path.relpath(path or f"{file.resolve()}:{row}", root.resolve()))
+        tables.append(table)
+        origins += [file] * len(table)
+    with _named_errors(config):
+        table = datasets.concatenate_datasets(tables)
+    return TableFrames(config, table, metadata_files, origins, keys)
 
 
 def _parquet_footer(file: Path) -> bytes:
@@ -181,11 +187,16 @@ def _prepare(
     With the class itself, as load_dataset counts its calls at the Hub, and takes files and folders that are called
     `test` for a split of their own.
     """
+    with _named_errors(config), _silence():
+        builder = builder_class(data_files={"train": [str(file.resolve()) for file in files]}, hash=content)
+        builder.download_and_prepare()
+        return builder.as_dataset(split="train")
+
+
+@contextmanager
+def _named_errors(config: SourceConfig) -> Iterator[None]:
     try:
-        with _silence():
-            builder = builder_class(data_files={"train": [str(file.resolve()) for file in files]}, hash=content)
-            builder.download_and_prepare()
-            return builder.as_dataset(split="train")
+        yield
     except (datasets.exceptions.DatasetsError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
         reason = error.__cause__ or error
         raise ValueError(f"Data source {config.name} cannot be read: {reason}") from error

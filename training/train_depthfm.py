@@ -19,7 +19,14 @@ from frames import split_by_scene
 from loop import COUNT, Trainer, build_accelerator, log_pictures, write_run_config
 from lora import TARGET_MODULES, add_lora, checkpoint_adapters_only, save_adapters
 from model_card import check_hub_access, push_to_hub, write_model_card
-from objective import TIMESTEP_SAMPLINGS, TimeDistribution, data_loss, decoded_losses, predict_velocity
+from objective import (
+    START_DISTRIBUTIONS,
+    TIMESTEP_SAMPLINGS,
+    TimeDistribution,
+    data_loss,
+    decoded_losses,
+    predict_velocity,
+)
 from sampling import EpochBatchSampler
 from sources import MixedFrames
 from validation import depth_grid, score_frames
@@ -30,8 +37,8 @@ from depthfm_diffusers.model_folder import save_pipeline
 logger = get_logger(__name__)
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parses the command line, and the YAML file it may name."""
+def build_parser() -> argparse.ArgumentParser:
+    """The script's flags."""
     parser = base_parser(__doc__.splitlines()[0])
     switch = argparse.BooleanOptionalAction
     start = parser.add_argument_group("start from")
@@ -44,7 +51,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--conv_in_init", choices=CONV_IN_INITS, default="duplicate", help="How Stable Diffusion's first layer grows."
     )
     flow = parser.add_argument_group("flow")
-    flow.add_argument("--start", choices=["image", "noise"], default="image", help="What the flow starts from.")
+    flow.add_argument("--start", choices=START_DISTRIBUTIONS, default="image", help="What the flow starts from.")
     flow.add_argument(
         "--noise_augmentation_step", type=int, help="Cosine step of the source's noise; default: the model's, or 400."
     )
@@ -79,6 +86,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     result.add_argument("--validation_frames", type=positive_int, default=32, help="Frames that are scored.")
     result.add_argument("--push_to_hub", action=switch, default=False, help="Upload the result.")
     result.add_argument("--hub_model_id", default=None, help="Repository to upload to; default: --output_dir's name.")
+    return parser
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parses the command line, and the YAML file it may name."""
+    parser = build_parser()
     args = parse_with_config(parser, argv)
     from_scratch = args.vae is not None and args.unet_config is not None
     if (args.pretrained_model_name_or_path is None) != from_scratch:

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 PROPERTIES = "PluginFurnitureCatalog.properties"
 ENTRY = re.compile(r"(\w+?)(?:#(\d+))?\s*=\s*(.*)")
 # A picture in a material file; none of the libraries' has options before its name.
-PICTURE = re.compile(r"\s*(?:map_\w+|bump|disp|refl)\s+(.*)", re.IGNORECASE)
+PICTURE = re.compile(r"\s*(map_\w+|bump|disp|refl)\s+(.*)", re.IGNORECASE)
 NO_ROTATION = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 OUTDOOR = {"Exterior", "Vehicles"}
@@ -156,11 +156,17 @@ def extract_model(model: Model, folder: Path) -> Path:
     with zipfile.ZipFile(model.library) as archive:
         members = [name for name in archive.namelist() if name.startswith(inside) and not name.endswith("/")]
         archive.extractall(target, members)
-    present = {name.removeprefix(inside).lower() for name in members}
+    # Materials from Windows may differ in case.
+    present = {name.removeprefix(inside).lower(): name.removeprefix(inside) for name in members}
     for path in (target / name for name in members if name.lower().endswith(".mtl")):
-        lines = path.read_text(encoding="latin-1").splitlines()
-        kept = [line for line in lines if not (match := PICTURE.match(line)) or match[1].strip().lower() in present]
-        path.write_text("\n".join(kept) + "\n", encoding="latin-1")
+        lines = []
+        for line in path.read_text(encoding="latin-1").splitlines():
+            if match := PICTURE.match(line):
+                keyword, picture = match[1], present.get(match[2].strip().lower())
+                lines.extend([f"{keyword} {picture}"] if picture else [])
+            else:
+                lines.append(line)
+        path.write_text("\n".join(lines) + "\n", encoding="latin-1")
     return target / model.path
 
 

@@ -270,7 +270,11 @@ class Renderer:
         return True
 
     def _import(self, model: Model) -> bpy.types.Object:
-        """Reads a model at its real size, the middle of its underside at the origin, its front to -y."""
+        """Reads a model at its real size, the middle of its underside at the origin, its front to -y.
+
+        Raises:
+            ValueError: If it has no faces, or a picture cannot be read, which Blender would paint magenta.
+        """
         path = self.folder / model.library.stem / model.path
         if not path.exists():
             path = extract_model(model, self.folder)
@@ -281,6 +285,9 @@ class Renderer:
         items = [item for item in bpy.context.selected_objects if item.type == "MESH"]
         if len(items) != 1 or not len(items[0].data.polygons):
             raise ValueError(f"{model.id}: {path} has {len(items)} meshes with faces, expected one")
+        for image in bpy.data.images:
+            if image.source == "FILE" and not image.size[0]:
+                raise ValueError(f"{model.id}: {image.filepath} is not a readable picture; see --exclude_models")
         mesh = items[0].data
         hidden = {slot for slot, material in enumerate(mesh.materials) if material and _make_opaque(material)}
         if hidden:
