@@ -106,13 +106,13 @@ def sharded_bytes(parameters: int, processes: int) -> dict[str, int]:
         processes: GPUs.
 
     Returns:
-        `ddp`: all in float32, and gradients once more in the buckets that are reduced; `zero2`: bfloat16 weights
-        whole, bfloat16 gradients, float32 weights and moments shared; `fsdp2`: all in float32 and shared, not counting
-        the blocks that are gathered at a time. Without averaged weights.
+        All in float32, without averaged weights. `ddp`: all whole, and gradients once more in the buckets that are
+        reduced; `zero2`: whole weights, and a share of the gradients, the moments and the optimizer's copy of the
+        weights; `fsdp2`: a share of everything, not counting the blocks that are gathered at a time.
     """
     return {
         "ddp": parameters * (4 + 4 + 4 + 8),
-        "zero2": parameters * 2 + -(-parameters * (2 + 4 + 8) // processes),
+        "zero2": parameters * 4 + -(-parameters * (4 + 4 + 8) // processes),
         "fsdp2": -(-parameters * (4 + 4 + 8) // processes),
     }
 

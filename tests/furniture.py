@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from scene_catalogue import Model
 from scene_geometry import Camera, cast
-from scene_layout import Scene
+from scene_parts import Scene
 
 HEADER = """# A comment = ignored
 id=Test#Furniture

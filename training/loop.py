@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import logging
 import platform
@@ -181,6 +182,12 @@ class Trainer:
             num_warmup_steps=args.lr_warmup_steps * accelerator.num_processes,
             num_training_steps=args.max_train_steps * accelerator.num_processes,
         )
+        # Under FSDP the shards are gathered into this copy at the end.
+        self._whole = copy.deepcopy(model) if accelerator.distributed_type is DistributedType.FSDP else None
+        if accelerator.distributed_type is DistributedType.DEEPSPEED:
+            # accelerate would read it off the loader, which has no batch size beside its batch sampler.
+            settings = accelerator.state.deepspeed_plugin.deepspeed_config
+            settings["train_micro_batch_size_per_gpu"] = args.train_batch_size
         if args.torch_compile:
             model.compile()
         self.model, self.optimizer, self.dataloader, self.lr_scheduler = accelerator.prepare(
@@ -250,7 +257,12 @@ class Trainer:
                 logger.warning(f"{name.removeprefix(COUNT)}: {count}, since this process was started.")
 
     def final_model(self) -> torch.nn.Module:
-        """The trained model, with the averaged weights where an average was kept."""
+        """The trained model, with the averaged weights where an average was kept; to be called on every process."""
+        if self._whole is not None:
+            state = self.accelerator.get_state_dict(self.model)
+            if self.accelerator.is_main_process:
+                self._whole.load_state_dict(state)
+            return self._whole
         model = self.accelerator.unwrap_model(self.model)
         if self.ema is not None:
             self.ema.copy_to(self._trainable())

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from accelerate.logging import get_logger
+from accelerate.utils import DistributedType
 from base_model import CONV_IN_INITS, build_pipeline, is_depthfm
 from config import base_parser, fraction, natural_number, non_negative, parse_with_config, positive_int
 from depth_transforms import SKY_RULES, AugmentationConfig, DepthNormalization
@@ -148,6 +149,8 @@ def main(argv: list[str] | None = None) -> None:
             "intrinsics. Set fov_x_deg for that source (docs/train.md), or leave the loss out."
         )
     train, held_out = split_by_scene(frames.scenes, args.validation_fraction)
+    if held_out and accelerator.distributed_type is DistributedType.FSDP:
+        raise ValueError("--validation_fraction must be 0 under FSDP: one process validates, and it has only a shard.")
     pipe = prepare_pipeline(args, accelerator.device)
     normalization = DepthNormalization(*args.depth_quantiles, cap=args.depth_cap, sky=args.sky)
     times = TimeDistribution(args.timestep_sampling, args.logit_mean, args.logit_std, args.start_share)

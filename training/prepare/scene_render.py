@@ -15,7 +15,7 @@ import numpy as np
 from mathutils import Matrix
 from scene_catalogue import Model, extract_model
 from scene_geometry import Box, Camera, standing_box
-from scene_layout import Block, Piece, Scene
+from scene_parts import Block, Piece, Scene
 from scene_surfaces import AreaLight, Sky, Surface
 
 INVISIBLE = 0.05  # opacity under which faces are removed instead of made opaque
