@@ -101,3 +101,14 @@ def test_trackers_that_are_missing_are_named(tmp_path, monkeypatch):
     args = train_depthfm.parse_args([*BASE, "--report_to", "wandb"])
     with pytest.raises(ImportError, match=r"needs wandb: pip install 'depthfm_diffusers\[wandb\]'"):
         loop.build_accelerator(args)
+
+
+def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path, monkeypatch, fresh_accelerate_state):
+    """As two CPU processes under a GPU configuration are, each the first of one."""
+    import loop
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    flags = [*BASE[:2], "--output_dir", str(tmp_path / "out"), *BASE[4:], "--report_to", "none"]
+    with pytest.raises(RuntimeError, match="2 processes were launched, but accelerate sees 1"):
+        loop.build_accelerator(train_depthfm.parse_args(flags))
+    assert not (tmp_path / "out").exists()

@@ -6,6 +6,7 @@ import argparse
 import copy
 import json
 import logging
+import os
 import platform
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
@@ -55,6 +56,7 @@ def build_accelerator(args: argparse.Namespace) -> Accelerator:
 
     Raises:
         ImportError: If a tracker that `--report_to` asks for is not installed.
+        RuntimeError: If the processes that were launched do not know of each other.
     """
     logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
     # A line for each file that a library opens or writes says nothing about the run.
@@ -79,6 +81,12 @@ def build_accelerator(args: argparse.Namespace) -> Accelerator:
             project_dir=str(output_dir), logging_dir=str(output_dir / args.logging_dir)
         ),
     )
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != accelerator.num_processes:
+        raise RuntimeError(
+            f"{launched} processes were launched, but accelerate sees {accelerator.num_processes}: they would train "
+            "apart and write to one folder. On the CPU, set ACCELERATE_USE_CPU=true (docs/scale.md)."
+        )
     if accelerator.is_main_process:
         output_dir.mkdir(parents=True, exist_ok=True)
     accelerator.wait_for_everyone()

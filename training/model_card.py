@@ -15,7 +15,7 @@ NOT_THE_MODEL = ("checkpoint-*", "partial-*", "latents*", "latents*/**", "checkp
 TEXT = """# {name}
 
 Monocular depth by flow matching ([DepthFM](https://arxiv.org/abs/2403.13788)), trained with
-[depthfm_diffusers](https://pypi.org/project/depthfm_diffusers/).
+`depthfm_diffusers`.
 
 ```python
 {usage}
