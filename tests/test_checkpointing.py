@@ -1,4 +1,4 @@
-"""Checkpoints: complete or absent; order of the samples; resuming."""
+"""Checkpoints: complete or absent, pruned, found again."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import pytest
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from checkpointing import checkpoint_step, find_checkpoint, list_checkpoints, save_checkpoint
-from sampling import EpochSampler, sample_rng
 
 
 @pytest.fixture
@@ -49,22 +48,3 @@ def test_finding(tmp_path):
     (tmp_path / "weights").mkdir()
     with pytest.raises(ValueError, match="not named checkpoint-STEP"):
         find_checkpoint(tmp_path, "weights")
-
-
-def test_order_depends_on_seed_and_epoch_alone():
-    sampler = EpochSampler(10, seed=3)
-    first = list(sampler)
-    assert sorted(i for _, i in first) == list(range(10))
-    assert first == list(EpochSampler(10, seed=3))
-    sampler.start_epoch(1)
-    second = list(sampler)
-    assert [i for _, i in second] != [i for _, i in first]
-    assert {e for e, _ in second} == {1}
-    with pytest.raises(ValueError, match="empty"):
-        EpochSampler(0, seed=0)
-
-
-def test_samples_have_independent_reproducible_streams():
-    draws = {key: sample_rng(*key).random() for key in [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0)]}
-    assert len(set(draws.values())) == 4
-    assert sample_rng(0, 0, 1).random() == draws[(0, 0, 1)]
