@@ -16,14 +16,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "training"))
 
-from depth_transforms import AugmentationConfig, DepthNormalization
+from depth_transforms import AugmentationConfig
 from flow_data import FlowDraws, FlowFrames, encode_batch
-from frames import split_by_scene
 from objective import TimeDistribution, predict_velocity
 from sources import MixedFrames
 from torch.utils.data import default_collate
 
 from depthfm_diffusers import DepthFMPipeline, default_model_path
+from depthfm_diffusers.depth_normalization import DepthNormalization
+from depthfm_diffusers.frames import split_by_scene
 
 
 @torch.no_grad()

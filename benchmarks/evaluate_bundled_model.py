@@ -26,12 +26,12 @@ from tqdm.auto import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "training"))
 
-from depth_transforms import normalize_log_depth
-from frames import split_by_scene
 from sources import MixedFrames
 from validation import score_log_depth
 
 from depthfm_diffusers import DepthFMPipeline, default_model_path
+from depthfm_diffusers.depth_normalization import normalize_log_depth
+from depthfm_diffusers.frames import split_by_scene
 
 # Middlebury's calibration of the pair at scikit-image's resolution: focal length (pixels), baseline (m), offset of the
 # two principal points (pixels).

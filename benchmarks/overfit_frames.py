@@ -19,12 +19,13 @@ import numpy as np
 import torch
 
 from depthfm_diffusers import DepthFMPipeline, default_model_path
+from depthfm_diffusers.depth_normalization import normalize_log_depth
 from depthfm_diffusers.export import save_image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "training"))
 
 import train_depthfm
-from depth_transforms import frame_to_view, normalize_log_depth
+from depth_transforms import frame_to_view
 from sources import MixedFrames
 from validation import depth_grid, score_frames, score_log_depth
 

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
 import transformers
+from accelerate import PartialState
+from diffusers.utils.torch_utils import get_device
 from tqdm import tqdm
 
 from . import __version__, convert_checkpoint
 from .benchmarking import format_table, run_benchmark
+from .evaluation.alignment import ALIGNMENT_METHODS, ALIGNMENT_SPACES
+from .evaluation.benchmark import run_evaluation
+from .evaluation.configs import benchmark_names, load_benchmark
+from .evaluation.datasets import open_benchmark
+from .evaluation.report import format_report
+from .evaluation.scoring import EvaluationSettings
 from .export import save_json
 from .image_processing import load_image
 from .input_files import InputFailure, collect_inputs
@@ -57,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_predict(commands)
     _add_convert(commands)
+    _add_evaluate(commands)
     _add_bench(commands)
     return parser
 
@@ -118,6 +130,99 @@ def convert(args: argparse.Namespace) -> int:
     )
     print(f"written to {folder}")
     return 0
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """`depthfm evaluate`: scores of a model on a benchmark."""
+    settings = EvaluationSettings(
+        num_inference_steps=args.steps,
+        ensemble_size=args.ensemble,
+        seed=args.seed,
+        processing_resolution=args.processing_resolution,
+        batch_size=args.batch_size,
+        alignment=args.alignment,
+        alignment_method=args.alignment_method,
+        limit=args.limit,
+        threads=args.threads,
+    )
+    if args.output.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "a folder, not a file to write", str(args.output))
+    sheet = args.output.with_suffix(".png") if args.contact_sheet is None else args.contact_sheet
+    if sheet.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "a folder, not a file to write", str(sheet))
+    if sheet == args.output:
+        raise ValueError(f"--output and --contact-sheet are both {sheet}: give them different names.")
+    # All that can be wrong with the data is found before a network is loaded.
+    data = open_benchmark(load_benchmark(args.benchmark), args.root)
+    model_folder = resolve_model(args.model, args.variant)
+    for path in (args.output, sheet):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with _processes(args.device) as processes:
+        device = args.device if processes.num_processes == 1 or args.device != "auto" else str(processes.device)
+        pipe = load_pipeline(model_folder, device, DTYPES[args.dtype], args.variant)
+        pipe.set_progress_bar_config(disable=True)
+        with closing(_Progress(processes.is_main_process)) as progress:
+            report = run_evaluation(
+                pipe,
+                data,
+                settings,
+                args.output,
+                {
+                    "name": args.model or model_folder.name,
+                    "sha256": model_fingerprint(model_folder),
+                    "variant": args.variant,
+                },
+                contact_sheet_path=sheet,
+                processes=processes,
+                on_progress=progress.show,
+            )
+        if processes.is_main_process:
+            print(f"{format_report(report)}\n\nwritten to {args.output}, contact sheet {sheet}")
+    return 0
+
+
+class _ListBenchmarks(argparse.Action):
+    """Prints the benchmarks and exits, as `--version` does with the version."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *args: Any) -> None:
+        for name in benchmark_names():
+            print(f"{name.ljust(16)}{load_benchmark(name).title}")
+        parser.exit()
+
+
+@contextmanager
+def _processes(device: str) -> Iterator[PartialState]:
+    """The processes that a launcher has started, this one among them; parted from at the end."""
+    on_cpu = (get_device() if device == "auto" else device).startswith("cpu")
+    # Whoever is done early waits for the others for as long as it takes.
+    processes = PartialState(cpu=on_cpu, timeout=timedelta(days=7))
+    try:
+        yield processes
+    finally:
+        processes.destroy_process_group()
+
+
+class _Progress:
+    """A progress bar that begins where a run goes on; what was done before does not count as speed.
+
+    Args:
+        shown: Whether there is one, where stderr is a terminal.
+    """
+
+    def __init__(self, shown: bool) -> None:
+        self._shown = shown
+        self._bar: tqdm | None = None
+
+    def show(self, done: int, total: int) -> None:
+        """Moves the bar to `done`."""
+        if self._bar is None:
+            self._bar = tqdm(total=total, initial=done, unit="image", disable=None if self._shown else True)
+        self._bar.update(done - self._bar.n)
+
+    def close(self) -> None:
+        """Leaves the bar where it is."""
+        if self._bar is not None:
+            self._bar.close()
 
 
 def bench(args: argparse.Namespace) -> int:
@@ -208,6 +313,60 @@ def _add_convert(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace an earlier model folder at --output (default: off)"
+    )
+
+
+def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = _add_command(
+        commands,
+        "evaluate",
+        evaluate,
+        "Score a model on a benchmark, or on a folder of your own images with their depth.",
+        "Writes a JSON report with the scores of every image, their means with intervals, every setting and version, "
+        "and a picture of the best, the median and the worst images. Prints the means, with those of the true depth "
+        "sent through the model's way of representing depth, for comparison. If stopped, the same command goes on "
+        "where it was. Several processes share the work: `accelerate launch --multi_gpu --num_processes N -m "
+        "depthfm_diffusers.cli evaluate ...`. See docs/evaluate.md.",
+    )
+    parser.add_argument(
+        "--benchmark", required=True, metavar="NAME_OR_TOML", help="name from --list, or a .toml file of your own"
+    )
+    parser.add_argument("--root", required=True, type=Path, metavar="DIR", help="where its data are")
+    parser.add_argument("--output", "-o", required=True, type=Path, metavar="FILE.json", help="report to write")
+    parser.add_argument("--list", action=_ListBenchmarks, nargs=0, help="print the benchmarks and exit")
+    _add_model_arguments(parser)
+    parser.add_argument(
+        "--steps", type=_positive, metavar="N", help="steps from image to depth (default: the model's)"
+    )
+    parser.add_argument(
+        "--ensemble",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="members to average, whose spread is scored from 2 on (default: 1)",
+    )
+    parser.add_argument(
+        "--seed", type=_not_negative, default=0, metavar="N", help="seed of each image's noise (default: 0)"
+    )
+    parser.add_argument(
+        "--batch-size", type=_positive, default=1, metavar="N", help="members computed at once (default: 1)"
+    )
+    parser.add_argument(
+        "--alignment", choices=ALIGNMENT_SPACES, help="space of the alignment to the truth (default: the benchmark's)"
+    )
+    parser.add_argument(
+        "--alignment-method", choices=ALIGNMENT_METHODS, help="how it is aligned (default: the benchmark's)"
+    )
+    parser.add_argument("--limit", type=_positive, metavar="N", help="only the first N images (default: all)")
+    parser.add_argument(
+        "--threads",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="CPU threads of each process; another number changes the last digits of scores (default: 1)",
+    )
+    parser.add_argument(
+        "--contact-sheet", type=Path, metavar="FILE.png", help="picture to write (default: --output with .png)"
     )
 
 

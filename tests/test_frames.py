@@ -1,4 +1,4 @@
-"""`training/frames.py` and `training/frame_decoding.py`: what is decoded, what is refused, and the split by scene."""
+"""`depthfm_diffusers.frames`: what is decoded, what is refused, and the split by scene."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from frame_decoding import EncodedFrame, decode_frame, has_camera
-from frames import Frame, FrameError, split_by_scene
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from shards import encode, png
+
+from depthfm_diffusers.frames import EncodedFrame, Frame, FrameError, decode_frame, has_camera, split_by_scene
 
 HEIGHT, WIDTH = 6, 8
 IMAGE = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)

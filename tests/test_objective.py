@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import build_components
-from depth_transforms import normalize_log_depth
 from objective import (
     MAX_DECODED,
     FlowState,
@@ -22,6 +21,7 @@ from objective import (
 )
 
 from depthfm_diffusers import DepthFMPipeline, FlowMatchingImageToDepthScheduler
+from depthfm_diffusers.depth_normalization import normalize_log_depth
 from depthfm_diffusers.geometry import intrinsics_from_fov
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-from frames import Frame, FrameError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -28,8 +27,9 @@ from shards import (
     write_shard,
 )
 from sources import MixedFrames, SourceConfig, open_source
-from tar_frames import index_shard
 from torch.utils.data import DataLoader, Dataset
+
+from depthfm_diffusers.frames import Frame, FrameError, index_shard
 
 FRAMES = [sloping_frame(n, 16, 32 + 8 * n) for n in range(4)]
 
@@ -325,7 +325,7 @@ def test_shard_cut_off_anywhere_is_named(tmp_path, cut):
     needed = last.offset_data + last.size
     path = tmp_path / "cut.tar"
     path.write_bytes(whole[: int(cut * needed)])
-    with pytest.raises(ValueError, match=r"The shard .*cut\.tar is (empty|cut off)"):
+    with pytest.raises(ValueError, match=r"The tar file .*cut\.tar is (empty|cut off)"):
         open_path(path)
 
 
@@ -345,10 +345,10 @@ def test_shard_cut_off_between_two_files_is_named(tmp_path):
 def test_what_is_no_shard_is_named(tmp_path):
     path = tmp_path / "a.tar"
     path.touch()
-    with pytest.raises(ValueError, match=r"The shard .*a\.tar is empty"):
+    with pytest.raises(ValueError, match=r"The tar file .*a\.tar is empty"):
         open_path(path)
     path.write_bytes(b"text " * 999)
-    with pytest.raises(ValueError, match=r"a\.tar is cut off, damaged or not a tar file"):
+    with pytest.raises(ValueError, match=r"a\.tar is cut off, damaged, compressed or none at all"):
         open_path(path)
     with pytest.raises(ValueError, match="has no frame"):
         open_path(write_shard(path, []))
@@ -636,7 +636,7 @@ def test_files_without_partner_are_named(tmp_path):
         ("images/notes.txt", r"1 file\(s\) in .*images are none of \.png.*notes\.txt"),
         ("depth/frame0000.npy", r"frame0000\.npy and .*frame0000\.png have the same name"),
         ("rgb/a.png", r"has both images/ and rgb/"),
-        ("metadata.csv", r"both \('metadata.csv', 'metadata.jsonl'\)"),
+        ("metadata.csv", r"has both metadata\.csv and metadata\.jsonl"),
     ],
 )
 def test_unexpected_files_in_pairs_are_named(tmp_path, name, message):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from depth_transforms import AugmentationConfig, augment_view, frame_to_view, normalize_log_depth
+from depth_transforms import AugmentationConfig, augment_view, frame_to_view
 from diffusers import AutoencoderKL
-from frames import Frame
 from sampling import sample_rng
 from sources import MixedFrames
 from torch.utils.data import Dataset
+
+from depthfm_diffusers.depth_normalization import normalize_log_depth
+from depthfm_diffusers.frames import Frame
 
 LATENT_CHANNELS = 4
 DOWNSAMPLING = 8

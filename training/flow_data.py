@@ -14,17 +14,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from depth_transforms import (
-    AugmentationConfig,
-    DepthNormalization,
-    NormalizedDepth,
-    View,
-    augment_view,
-    frame_to_view,
-    normalize_log_depth,
-    resize_view,
-)
-from frames import FrameError
+from depth_transforms import AugmentationConfig, View, augment_view, frame_to_view, resize_view
 from objective import TimeDistribution, latent_weight
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -34,6 +24,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from depthfm_diffusers import DepthFMPipeline
+from depthfm_diffusers.depth_normalization import DepthNormalization, NormalizedDepth, normalize_log_depth
+from depthfm_diffusers.frames import FrameError
 
 logger = get_logger(__name__)
 

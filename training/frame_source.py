@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from frame_decoding import EncodedFrame, decode_frame
-from frames import Frame
 from torch.utils.data import Dataset
+
+from depthfm_diffusers.frames import EncodedFrame, Frame, decode_frame
 
 logger = logging.getLogger(__name__)
 

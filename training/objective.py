@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from depth_transforms import denormalize_log_depth
 from torch.utils.checkpoint import checkpoint
 
 from depthfm_diffusers import FlowMatchingImageToDepthScheduler
+from depthfm_diffusers.depth_normalization import denormalize_log_depth
 from depthfm_diffusers.geometry import depth_to_normals
 
 TIMESTEP_SAMPLINGS = ("uniform", "logit_normal")
@@ -191,7 +191,7 @@ def decoded_losses(
         decode_depth: `DepthFMPipeline.decode_depth`: latents B×4×h×w to log depth B×1×H×W.
         batch: `bounds` (B×2, log metres), `intrinsics` (B×3×3, pixels, NaN if unknown); for the normals also `depth`
             (B×1×H×W, metres) and `known` (B×1×H×W, bool), for the gradients `depth_map` (B×1×H×W, normalised) and
-            `valid` (B×1×H×W, bool): see `depth_transforms.NormalizedDepth`.
+            `valid` (B×1×H×W, bool): see `depthfm_diffusers.depth_normalization.NormalizedDepth`.
         normals_weight: Weight of `normals_loss`.
         gradient_weight: Weight of `gradient_matching_loss`.
         fraction: Share of the batch that is decoded at most, in (0, 1].

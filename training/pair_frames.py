@@ -1,32 +1,12 @@
-"""A folder with `images/` (or `rgb/`) and `depth/`: files of one frame have the same name up to the extension.
-
-Depth is 16-bit grey, or floating-point metres in `.npy`. A file `metadata.csv` or `metadata.jsonl` beside the two
-folders may give, for each image in `file_name`, its `scene`, `fov_x_deg` or `intrinsics`, `depth_scale`, `sky_value`.
-"""
+"""A folder of images and of depth maps as a data source; `depthfm_diffusers.frames.pairs` says how they lie."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from frame_decoding import EncodedFrame, frame_error, has_camera
 from frame_source import FrameSource, SourceConfig, scene_name, warn_without_scenes
 
-IMAGE_FOLDERS = ("images", "rgb")
-DEPTH_FOLDER = "depth"
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-DEPTH_SUFFIXES = (".png", ".npy", ".tif", ".tiff")
-METADATA_NAMES = ("metadata.csv", "metadata.jsonl")
-NAMED_IN_MESSAGES = 5
-
-
-def is_pair_folder(folder: Path) -> bool:
-    """Whether a folder has the subfolders of images and of depth."""
-    return (folder / DEPTH_FOLDER).is_dir() and any((folder / name).is_dir() for name in IMAGE_FOLDERS)
+from depthfm_diffusers.frames import EncodedFrame, has_camera, pair_files
 
 
 class PairFrames(FrameSource):
@@ -44,109 +24,21 @@ class PairFrames(FrameSource):
     """
 
     def __init__(self, config: SourceConfig, folder: Path) -> None:
-        found = [folder / name for name in IMAGE_FOLDERS if (folder / name).is_dir()]
-        if len(found) != 1 or not (folder / DEPTH_FOLDER).is_dir():
-            problem = "has both images/ and rgb/" if len(found) > 1 else "lacks images/ (or rgb/) or depth/"
-            raise FileNotFoundError(f"Data source {config.name}: the folder {folder} {problem}.")
-        images = _files_by_key(found[0], IMAGE_SUFFIXES)
-        depths = _files_by_key(folder / DEPTH_FOLDER, DEPTH_SUFFIXES)
-        alone = [images[key] for key in images if key not in depths] + [depths[k] for k in depths if k not in images]
-        if alone:
-            raise ValueError(
-                f"Data source {config.name}: {len(alone)} file(s) have no partner of the same name: {_some(alone)}."
-            )
-        self.folder = folder
-        self.keys = sorted(images)
-        self.image_files = [images[key] for key in self.keys]
-        self.depth_files = [depths[key] for key in self.keys]
-        metadata_files = [folder / name for name in METADATA_NAMES if (folder / name).is_file()]
-        if len(metadata_files) > 1:
-            raise ValueError(f"Data source {config.name}: both {METADATA_NAMES} are in {folder}; keep one.")
-        self.metadata: list[dict[str, Any]] = [{} for _ in self.keys]
+        self.pairs, metadata_file = pair_files(folder)
+        self.keys = [pair.key for pair in self.pairs]
         scenes = self.keys
-        for file in metadata_files:
-            rows = _metadata_by_key(file, found[0].name, images)
-            self.metadata = [rows[key] for key in self.keys]
-        if any("scene" in row for row in self.metadata):
-            where = (f"Frame {key!r} of {metadata_files[0]}" for key in self.keys)
-            scenes = [scene_name(row.get("scene"), w) for row, w in zip(self.metadata, where, strict=True)]
+        if any("scene" in pair.metadata for pair in self.pairs):
+            scenes = [
+                scene_name(pair.metadata.get("scene"), f"Frame {pair.key!r} of {metadata_file}") for pair in self.pairs
+            ]
         elif self.keys:
             warn_without_scenes(config)
-        all_cameras = all(map(has_camera, self.metadata))
-        super().__init__(config, [*metadata_files, *self.image_files, *self.depth_files], scenes, all_cameras)
+        all_cameras = all(has_camera(pair.metadata) for pair in self.pairs)
+        # The metadata first, then all images, then all depth maps: the order that the fingerprint is made in.
+        files = [pair.image for pair in self.pairs] + [pair.depth for pair in self.pairs]
+        super().__init__(config, [metadata_file, *files] if metadata_file else files, scenes, all_cameras)
 
     def encoded(self, index: int) -> EncodedFrame:
         """A frame as it is in its two files."""
-        key, files = self.keys[index], (self.image_files[index], self.depth_files[index])
-        fields = [str(file.relative_to(self.folder)) for file in files]
-        contents = []
-        for file, field in zip(files, fields, strict=True):
-            try:
-                contents.append(file.read_bytes())
-            except OSError as error:
-                raise frame_error(key, str(self.folder), f"cannot read {field} ({error.strerror}).") from error
-        return EncodedFrame(
-            key=key,
-            origin=str(self.folder),
-            scene=self.scenes[index],
-            image=contents[0],
-            depth=contents[1],
-            image_field=fields[0],
-            depth_field=fields[1],
-            metadata=self.config.frame_metadata(self.metadata[index]),
-        )
-
-
-def _files_by_key(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
-    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.startswith(".")]
-    unknown = [file for file in files if file.suffix.lower() not in suffixes]
-    if unknown:
-        raise ValueError(f"{len(unknown)} file(s) in {folder} are none of {', '.join(suffixes)}: {_some(unknown)}.")
-    found: dict[str, Path] = {}
-    for file in files:
-        key = file.relative_to(folder).with_suffix("").as_posix()
-        if key in found:
-            raise ValueError(f"{found[key]} and {file} have the same name up to the extension.")
-        found[key] = file
-    return found
-
-
-def _metadata_by_key(file: Path, images_name: str, images: dict[str, Path]) -> dict[str, dict[str, Any]]:
-    rows: dict[str, dict[str, Any]] = {}
-    for number, row in enumerate(_read_rows(file), start=1):
-        where = f"{file}, row {number}"
-        name = row.get("file_name")
-        if not isinstance(name, str) or not name:
-            raise ValueError(f"{where} has no 'file_name' but {sorted(map(str, row))}: it is the image's name.")
-        key = name.removeprefix(f"{images_name}/")
-        if key not in images:
-            key = str(Path(key).with_suffix("").as_posix())
-        if key not in images:
-            raise ValueError(f"{where}: there is no image {name!r} in {images_name}/.")
-        if key in rows:
-            raise ValueError(f"{where}: {name!r} was in an earlier row.")
-        rows[key] = row
-    missing = [images[key] for key in images if key not in rows]
-    if missing:
-        raise ValueError(f"{file} has no row for {len(missing)} image(s): {_some(missing)}.")
-    return rows
-
-
-def _read_rows(file: Path) -> list[dict[str, Any]]:
-    try:
-        text = file.read_text(encoding="utf-8-sig")  # spreadsheets write a byte order mark
-        if file.suffix == ".csv":
-            rows = list(csv.DictReader(io.StringIO(text), strict=True))
-        else:
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-    except (ValueError, csv.Error) as error:
-        raise ValueError(f"{file} cannot be read ({error}).") from error
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict) or None in row:
-            raise ValueError(f"{file}, row {number} does not fit the columns: {row!r}.")
-    return rows
-
-
-def _some(files: Sequence[Path]) -> str:
-    more = len(files) - NAMED_IN_MESSAGES
-    return ", ".join(map(str, files[:NAMED_IN_MESSAGES])) + (f" and {more} more" if more > 0 else "")
+        pair = self.pairs[index]
+        return pair.encoded(self.scenes[index], self.config.frame_metadata(dict(pair.metadata)))

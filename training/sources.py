@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 from frame_source import FrameSource, SourceConfig
-from frames import Frame
-from pair_frames import PairFrames, is_pair_folder
+from pair_frames import PairFrames
 from table_frames import METADATA_NAMES, open_image_folder, open_parquet
 from tar_frames import TarFrames
 from torch.utils.data import Dataset
+
+from depthfm_diffusers.frames import Frame, is_pair_folder
 
 __all__ = ["MixedFrames", "SourceConfig", "open_source"]
 

@@ -17,8 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from datasets.packaged_modules.parquet.parquet import Parquet
-from frame_decoding import EncodedFrame, frame_error, has_camera
 from frame_source import FrameSource, SourceConfig, scene_name, warn_without_scenes
+
+from depthfm_diffusers.frames import EncodedFrame, frame_error, has_camera
 
 METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 METADATA_COLUMNS = ("fov_x_deg", "intrinsics", "depth_scale", "sky_value")

@@ -1,7 +1,4 @@
-"""WebDataset shards, read in place: an index of where each frame's files are, and frames read by it.
-
-Per frame `KEY.webp` (or `.png`, `.jpg`, `.jpeg`), `KEY.depth.png` and `KEY.json`; KEY ends at the first dot of the
-file's name.
+"""WebDataset shards as a data source: an index of where each frame's files are, and frames read by it.
 
 `datasets.load_dataset("webdataset")` is not used: it copies every shard to a cache, takes a shard that was cut off
 between two files for a shorter one, and drops json fields that the first five frames do not have.
@@ -9,32 +6,22 @@ between two files for a shorter one, and drops json fields that the first five f
 
 from __future__ import annotations
 
-import json
-import re
-import tarfile
 from array import array
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
-from frame_decoding import EncodedFrame, frame_error, has_camera
 from frame_source import FrameSource, SourceConfig, scene_name
 
-IMAGE_EXTENSIONS = ("webp", "png", "jpg", "jpeg")
-DEPTH_EXTENSION = "depth.png"
-MEMBER_NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)$")  # as WebDataset splits key and extension
-BLOCK = tarfile.BLOCKSIZE
-
-
-class Span(NamedTuple):
-    """Where a file's bytes are in its shard; a size of -1 stands for a file that is not there."""
-
-    offset: int
-    size: int
-
-
-ABSENT = Span(0, -1)
+from depthfm_diffusers.frames import EncodedFrame, frame_error, has_camera
+from depthfm_diffusers.frames.shards import (
+    DEPTH_EXTENSION,
+    IMAGE_EXTENSIONS,
+    image_extension,
+    index_shard,
+    read_metadata,
+    read_span,
+)
+from depthfm_diffusers.frames.tar_index import ABSENT, Span
 
 
 class TarFrames(FrameSource):
@@ -62,11 +49,11 @@ class TarFrames(FrameSource):
             with shard.open("rb") as file:
                 for key, members in index_shard(shard):
                     extensions.update(dict.fromkeys(members))
-                    metadata = _read_json(file, shard, key, members.get("json", ABSENT))
+                    metadata = read_metadata(file, shard, key, members.get("json", ABSENT))
                     where = f"Frame {key!r} of {shard}: its json"
                     scenes.append(scene_name(metadata.get("scene"), where))
                     all_cameras &= has_camera(metadata)
-                    image_field = _image_field(config, shard, key, members)
+                    image_field = config.image_column or image_extension(shard, key, members) or "image"
                     keys.append(key)
                     shard_of.append(number)
                     image_fields.append(image_field)
@@ -101,8 +88,8 @@ class TarFrames(FrameSource):
             for field, span in zip(fields, spans, strict=True):
                 if span.size < 0:
                     raise frame_error(key, str(shard), f"has no {field}.")
-            image, depth = (_read(file, shard, span) for span in spans[:2])
-            metadata = _read_json(file, shard, key, spans[2])
+            image, depth = (read_span(file, shard, span) for span in spans[:2])
+            metadata = read_metadata(file, shard, key, spans[2])
         return EncodedFrame(
             key=key,
             origin=str(shard),
@@ -113,79 +100,6 @@ class TarFrames(FrameSource):
             depth_field=fields[1],
             metadata=self.config.frame_metadata(metadata),
         )
-
-
-def index_shard(shard: Path) -> Iterator[tuple[str, dict[str, Span]]]:
-    """Reads the headers of a shard: the key of each frame, and where its files are by extension.
-
-    Raises:
-        ValueError: If the shard is empty, cut off or damaged, or holds a file or a frame twice.
-    """
-    size = shard.stat().st_size
-    if size == 0:
-        raise ValueError(f"The shard {shard} is empty.")
-    seen: set[str] = set()
-    current: tuple[str, dict[str, Span]] | None = None
-    end = 0
-    try:
-        with tarfile.open(shard, "r:") as tar:
-            while (member := tar.next()) is not None:
-                tar.members.clear()  # or every header stays in memory
-                end = member.offset_data + -(-member.size // BLOCK) * BLOCK if member.isreg() else tar.offset
-                match = MEMBER_NAME.match(member.name)
-                if match is None or not member.isreg():
-                    continue
-                key, extension = match.groups()
-                if current is None or key != current[0]:
-                    if current is not None:
-                        yield current
-                    if key in seen:
-                        raise ValueError(f"The shard {shard} holds frame {key!r} in two places.")
-                    seen.add(key)
-                    current = (key, {})
-                if extension in current[1]:
-                    raise ValueError(f"The shard {shard} holds {member.name!r} twice.")
-                current[1][extension] = Span(member.offset_data, member.size)
-    except tarfile.TarError as error:
-        raise ValueError(f"The shard {shard} is cut off, damaged or not a tar file ({error}).") from error
-    # tarfile takes the end of the file, or a damaged header, for the end of the archive.
-    with shard.open("rb") as file:
-        file.seek(end)
-        if file.read(BLOCK) != bytes(BLOCK):
-            raise ValueError(f"The shard {shard} is cut off or damaged: no file and no end mark at byte {end}.")
-    if current is None:
-        raise ValueError(f"The shard {shard} has no frame in it.")
-    yield current
-
-
-def _image_field(config: SourceConfig, shard: Path, key: str, members: dict[str, Span]) -> str:
-    if config.image_column is not None:
-        return config.image_column
-    found = [extension for extension in IMAGE_EXTENSIONS if extension in members]
-    if len(found) > 1:
-        raise ValueError(f"Frame {key!r} of {shard} has several images, {found}: set image_column.")
-    return found[0] if found else "image"
-
-
-def _read(file: Any, shard: Path, span: Span) -> bytes:
-    file.seek(span.offset)
-    content = file.read(span.size)
-    if len(content) != span.size:
-        raise ValueError(f"The shard {shard} ends before byte {span.offset + span.size}; start again.")
-    return content
-
-
-def _read_json(file: Any, shard: Path, key: str, span: Span) -> dict[str, Any]:
-    where = f"Frame {key!r} of {shard}"
-    if span.size < 0:
-        raise ValueError(f"{where} has no json.")
-    try:
-        metadata = json.loads(_read(file, shard, span))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{where}: its json cannot be read ({error}).") from error
-    if not isinstance(metadata, dict):
-        raise ValueError(f"{where}: its json is {type(metadata).__name__}, not an object.")
-    return metadata
 
 
 def _state(shard: Path) -> tuple[int, ...]:

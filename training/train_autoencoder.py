@@ -22,11 +22,12 @@ from autoencoder_objective import (
 from config import base_parser, parse_with_config, positive_int
 from depth_transforms import AugmentationConfig
 from diffusers import AutoencoderKL
-from frames import split_by_scene
 from loop import Trainer, build_accelerator, log_pictures, write_run_config
 from sampling import EpochBatchSampler, SourceIndices
 from sources import MixedFrames
 from validation import picture_grid
+
+from depthfm_diffusers.frames import split_by_scene
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

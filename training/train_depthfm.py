@@ -7,16 +7,17 @@ docs/train.md explains the flags.
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import DistributedType
 from base_model import CONV_IN_INITS, build_pipeline, is_depthfm
 from config import base_parser, fraction, natural_number, non_negative, parse_with_config, positive_int
-from depth_transforms import SKY_RULES, AugmentationConfig, DepthNormalization
+from depth_transforms import AugmentationConfig
 from flow_data import CachedLatents, FlowDraws, FlowFrames, cache_latents, encode_batch
-from frames import split_by_scene
 from loop import COUNT, Trainer, build_accelerator, log_pictures, write_run_config
 from lora import TARGET_MODULES, add_lora, checkpoint_adapters_only, save_adapters
 from model_card import check_hub_access, push_to_hub, write_model_card
@@ -33,6 +34,8 @@ from sources import MixedFrames
 from validation import depth_grid, score_frames
 
 from depthfm_diffusers import DepthFMPipeline
+from depthfm_diffusers.depth_normalization import SKY_RULES, DepthNormalization
+from depthfm_diffusers.frames import split_by_scene
 from depthfm_diffusers.model_folder import save_pipeline
 
 logger = get_logger(__name__)
@@ -132,17 +135,30 @@ def prepare_pipeline(args: argparse.Namespace, device: torch.device) -> DepthFMP
     return pipe
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Runs the training; `argv` defaults to the command line."""
-    args = parse_args(argv)
-    hub_model_id = args.hub_model_id or Path(args.output_dir).name
-    accelerator = build_accelerator(args)
-    write_run_config(args, accelerator)
-    if args.push_to_hub and accelerator.is_main_process:
-        check_hub_access(hub_model_id)
+@dataclass(frozen=True)
+class Samples:
+    """What the training loop draws from.
 
+    Attributes:
+        dataset: Frames that each step encodes, or cached latents.
+        sampler: Draws the batches' `(epoch, index)`.
+        normalization: Of the depth.
+        size: Height and width of the frames, pixels.
+    """
+
+    dataset: FlowFrames | CachedLatents
+    sampler: EpochBatchSampler
+    normalization: DepthNormalization
+    size: tuple[int, int]
+
+
+def open_frames(args: argparse.Namespace, accelerator: Accelerator) -> tuple[MixedFrames, list[int], list[int]]:
+    """Opens the data: all frames, and the indices of those to train on and of those held out for validation.
+
+    Raises:
+        ValueError: If the flags ask for what the data does not have.
+    """
     frames = MixedFrames.open(args.train_data, streaming=args.streaming)
-    use_depth = args.normals_loss_weight > 0 or args.gradient_loss_weight > 0
     if args.normals_loss_weight > 0 and not frames.has_intrinsics:
         raise ValueError(
             "--normals_loss_weight needs the camera of each frame: --train_data has frames with neither fov_x_deg nor "
@@ -151,7 +167,27 @@ def main(argv: list[str] | None = None) -> None:
     train, held_out = split_by_scene(frames.scenes, args.validation_fraction)
     if held_out and accelerator.distributed_type is DistributedType.FSDP:
         raise ValueError("--validation_fraction must be 0 under FSDP: one process validates, and it has only a shard.")
-    pipe = prepare_pipeline(args, accelerator.device)
+    return frames, train, held_out
+
+
+def prepare_samples(
+    args: argparse.Namespace,
+    frames: MixedFrames,
+    train: list[int],
+    pipe: DepthFMPipeline,
+    accelerator: Accelerator,
+    with_depth: bool,
+) -> Samples:
+    """Builds the samples of the training frames and their order; encodes them first if they are to be cached.
+
+    Args:
+        args: The script's flags.
+        frames: All frames.
+        train: Indices of those to train on.
+        pipe: Its autoencoder encodes.
+        accelerator: Of the run.
+        with_depth: Whether samples need their depth beside its latent, for losses on the decoded estimate.
+    """
     normalization = DepthNormalization(*args.depth_quantiles, cap=args.depth_cap, sky=args.sky)
     times = TimeDistribution(args.timestep_sampling, args.logit_mean, args.logit_std, args.start_share)
     draws = FlowDraws(times, path_noise=args.sigma_min > 0)
@@ -177,10 +213,26 @@ def main(argv: list[str] | None = None) -> None:
             dataset,
             variants=args.cache_latents,
             batch_size=args.train_batch_size,
-            with_depth=use_depth,
+            with_depth=with_depth,
             accelerator=accelerator,
         )
         dataset = CachedLatents(folder, len(dataset), args.cache_latents, normalization, draws, args.seed)
+    return Samples(dataset, sampler, normalization, size)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the training; `argv` defaults to the command line."""
+    args = parse_args(argv)
+    hub_model_id = args.hub_model_id or Path(args.output_dir).name
+    accelerator = build_accelerator(args)
+    write_run_config(args, accelerator)
+    if args.push_to_hub and accelerator.is_main_process:
+        check_hub_access(hub_model_id)
+
+    use_depth = args.normals_loss_weight > 0 or args.gradient_loss_weight > 0
+    frames, train, held_out = open_frames(args, accelerator)
+    pipe = prepare_pipeline(args, accelerator.device)
+    data = prepare_samples(args, frames, train, pipe, accelerator, with_depth=use_depth)
 
     def compute_loss(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if "image_latent" not in batch:
@@ -213,17 +265,18 @@ def main(argv: list[str] | None = None) -> None:
         scores.update(score_frames(pipe, frames, chosen, 1, resolution, skip_bad_frames=skip))
         accelerator.log({f"validation/{name}": value for name, value in scores.items()}, step=step)
         logger.info(f"Step {step}: {scores}")
-        grid = depth_grid(pipe, frames, chosen[:8], (1, 2, 4), normalization, resolution, skip_bad_frames=skip)
+        rule = data.normalization
+        grid = depth_grid(pipe, frames, chosen[:8], (1, 2, 4), rule, resolution, skip_bad_frames=skip)
         log_pictures(accelerator, "image | truth | 1, 2, 4 steps", grid, step)
 
     if args.lora_rank:
         checkpoint_adapters_only(accelerator)
-    trainer = Trainer(args, accelerator, pipe.unet, dataset, sampler, compute_loss, validate)
+    trainer = Trainer(args, accelerator, pipe.unet, data.dataset, data.sampler, compute_loss, validate)
     accelerator.init_trackers("depthfm")
     trainer.run()
     pipe.unet = trainer.final_model().eval().to(memory_format=torch.contiguous_format)
     if accelerator.is_main_process:
-        save_result(args, pipe, size)
+        save_result(args, pipe, data.size)
         write_model_card(args, scores)
         if args.push_to_hub:
             push_to_hub(Path(args.output_dir), hub_model_id)

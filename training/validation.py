@@ -8,12 +8,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate.logging import get_logger
-from depth_transforms import DepthNormalization, frame_to_view, normalize_log_depth
-from frames import Frame, FrameError
+from depth_transforms import frame_to_view
 from sources import MixedFrames
 
 from depthfm_diffusers import DepthFMOutput, DepthFMPipeline
+from depthfm_diffusers.depth_normalization import DepthNormalization, normalize_log_depth
 from depthfm_diffusers.evaluation import absolute_relative_error, align, delta_accuracy
+from depthfm_diffusers.frames import Frame, FrameError
 
 logger = get_logger(__name__)
 
@@ -54,8 +55,8 @@ def score_log_depth(log_depth: np.ndarray, depth: np.ndarray) -> dict[str, float
     scores = {}
     for space, prediction in (("depth", np.exp(log_depth)), ("log", log_depth)):
         aligned = align(prediction, depth, valid, space).depth
-        scores[f"abs_rel_{space}"] = absolute_relative_error(aligned, depth, valid)
-        scores[f"delta1_{space}"] = delta_accuracy(aligned, depth, valid)
+        scores[f"abs_rel_{space}"] = float(absolute_relative_error(aligned, depth, valid))
+        scores[f"delta1_{space}"] = float(delta_accuracy(aligned, depth, valid))
     return scores
 
 

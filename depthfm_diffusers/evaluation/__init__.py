@@ -1,6 +1,39 @@
-"""Scores for depth maps: alignment to the truth, then error measures."""
+"""Scores for depth maps: alignment to the truth, then error measures; and benchmarks that are made of them."""
 
-from .alignment import ALIGNMENT_SPACES, Alignment, align
-from .metrics import absolute_relative_error, delta_accuracy
+from .alignment import ALIGNMENT_METHODS, ALIGNMENT_SPACES, Alignment, align, prediction_in_space
+from .boundary import boundary_f1
+from .metrics import (
+    absolute_relative_error,
+    all_metrics,
+    delta_accuracy,
+    inverse_rmse,
+    log10_error,
+    normal_angles,
+    rmse,
+    rmse_log,
+    silog,
+    squared_relative_error,
+)
+from .uncertainty import Sparsification, rank_correlation, sparsification_error
 
-__all__ = ["ALIGNMENT_SPACES", "Alignment", "absolute_relative_error", "align", "delta_accuracy"]
+__all__ = [
+    "ALIGNMENT_METHODS",
+    "ALIGNMENT_SPACES",
+    "Alignment",
+    "Sparsification",
+    "absolute_relative_error",
+    "align",
+    "all_metrics",
+    "boundary_f1",
+    "delta_accuracy",
+    "inverse_rmse",
+    "log10_error",
+    "normal_angles",
+    "prediction_in_space",
+    "rank_correlation",
+    "rmse",
+    "rmse_log",
+    "silog",
+    "sparsification_error",
+    "squared_relative_error",
+]

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from frames import Frame, FrameError
 from PIL import Image
 
-from depthfm_diffusers.geometry import intrinsics_from_fov
+from ..geometry import intrinsics_from_fov
+from .frame import Frame, FrameError
 
 COUNT_MODES = ("I;16", "I;16L", "I;16B", "I")
 METRES_PER_COUNT = 0.001
@@ -68,7 +68,7 @@ def decode_frame(encoded: EncodedFrame) -> Frame:
     Raises:
         FrameError: Naming the frame and the field that cannot be used.
     """
-    image = _decode_image(encoded)
+    image = decode_image(encoded)
     stored = _decode_depth(encoded)
     if stored.shape != image.shape[:2]:
         sizes = [f"{array.shape[1]}x{array.shape[0]}" for array in (image, stored)]
@@ -89,7 +89,12 @@ def _given(metadata: Mapping[str, Any], field: str) -> bool:
     return value is not None and not (isinstance(value, str) and not value.strip())  # an empty cell of a CSV file
 
 
-def _open_picture(encoded: EncodedFrame, content: bytes, field: str) -> Image.Image:
+def open_picture(encoded: EncodedFrame, content: bytes, field: str) -> Image.Image:
+    """Decodes a picture.
+
+    Raises:
+        FrameError: Naming the frame and the field, if it cannot be decoded.
+    """
     if not content:
         raise encoded.error(f"{field} is empty.")
     try:
@@ -102,8 +107,13 @@ def _open_picture(encoded: EncodedFrame, content: bytes, field: str) -> Image.Im
     return picture
 
 
-def _decode_image(encoded: EncodedFrame) -> np.ndarray:
-    picture = _open_picture(encoded, encoded.image, encoded.image_field)
+def decode_image(encoded: EncodedFrame) -> np.ndarray:
+    """The image of a frame, H×W×3, uint8.
+
+    Raises:
+        FrameError: If it cannot be decoded, or has more than 8 bits per channel.
+    """
+    picture = open_picture(encoded, encoded.image, encoded.image_field)
     if picture.mode == "F" or picture.mode.startswith("I"):
         raise encoded.error(f"{encoded.image_field} has mode {picture.mode!r}, not 8 bits per channel.")
     picture.info.pop("transparency", None)  # dropped; Pillow would warn
@@ -123,7 +133,7 @@ def _decode_depth(encoded: EncodedFrame) -> np.ndarray:
                 f"{field} is an array of {stored.dtype} and shape {stored.shape}, not floating point and HxW."
             )
         return stored
-    picture = _open_picture(encoded, encoded.depth, field)
+    picture = open_picture(encoded, encoded.depth, field)
     if picture.mode != "F" and picture.mode not in COUNT_MODES:
         raise encoded.error(f"{field} has mode {picture.mode!r}, not 16-bit grey or 32-bit floating point.")
     return np.asarray(picture)

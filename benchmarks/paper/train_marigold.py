@@ -1,0 +1,109 @@
+"""Trains a UNet as Marigold does (arXiv 2312.02145): denoising the depth latent, given the image's.
+
+    python benchmarks/paper/train_marigold.py --vae DIR --unet_config FILE --train_data ... --output_dir DIR
+
+The peer of `training/train_depthfm.py`: the same flags, frames, augmentation, order of samples, optimizer, steps and
+averaging of the weights. Only the loss differs: v-prediction on the schedule of Marigold's current release (v1-1:
+scaled linear betas, rescaled so that the last step is pure noise). `--start_share S` trains that share of the samples
+at the last step, where sampling starts, as the same flag of the other script does at t = 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, MarigoldDepthPipeline
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "training"))
+
+import train_depthfm
+from loop import Trainer, build_accelerator, write_run_config
+from objective import FlowState, data_loss
+
+from depthfm_diffusers import DepthFMPipeline, PromptEmbedding
+
+SCHEDULE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "clip_sample": False,
+}
+SAMPLING = {"timestep_spacing": "trailing", "set_alpha_to_one": False}
+# Flags of the flow that mean nothing here.
+FLOW_ONLY = ("start", "noise_augmentation_step", "sigma_min", "normals_loss_weight", "gradient_loss_weight")
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The flags of `train_depthfm`; those that only a flow, a base model or adapters have are refused."""
+    args = train_depthfm.parse_args(argv)
+    defaults = train_depthfm.build_parser()
+    for name in (*FLOW_ONLY, "pretrained_model_name_or_path", "lora_rank", "push_to_hub"):
+        if getattr(args, name) != defaults.get_default(name):
+            raise SystemExit(f"train_marigold.py: --{name} has no meaning for this script")
+    return args
+
+
+def train(args: argparse.Namespace) -> None:
+    """Trains and saves a `MarigoldDepthPipeline`."""
+    accelerator = build_accelerator(args)
+    write_run_config(args, accelerator)
+    frames, chosen, _ = train_depthfm.open_frames(args, accelerator)
+    pipe = train_depthfm.prepare_pipeline(args, accelerator.device)
+    samples = train_depthfm.prepare_samples(args, frames, chosen, pipe, accelerator, with_depth=False)
+    schedule = DDPMScheduler(**SCHEDULE)
+    steps = schedule.config.num_train_timesteps
+
+    def compute_loss(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        if "image_latent" not in batch:
+            batch = train_depthfm.encode_batch(pipe, batch)
+        depth, noise, time = batch["depth_latent"], batch["noise"], batch["time"]
+        timesteps = steps - 1 - (time * steps).long()  # t = 0, where sampling starts, is the last step: pure noise
+        noisy = schedule.add_noise(depth, noise, timesteps)
+        embedding = pipe.prompt_embedding().expand(len(time), -1, -1)
+        prediction = model(torch.cat([batch["image_latent"], noisy], dim=1), timesteps, embedding, return_dict=False)[
+            0
+        ]
+        state = FlowState(time, noisy, prediction.float(), schedule.get_velocity(depth, noise, timesteps))
+        return {"loss": data_loss(state, batch["weight"])}
+
+    trainer = Trainer(
+        args, accelerator, pipe.unet, samples.dataset, samples.sampler, compute_loss, validate=lambda _: None
+    )
+    accelerator.init_trackers("marigold")
+    trainer.run()
+    pipe.unet = trainer.final_model().eval().to(memory_format=torch.contiguous_format)
+    pipe.vae.to(memory_format=torch.contiguous_format)
+    if accelerator.is_main_process:
+        save(pipe, Path(args.output_dir))
+    accelerator.end_training()
+
+
+def save(pipe: DepthFMPipeline, folder: Path) -> None:
+    """Writes the networks as Marigold's pipeline, and the constant embedding that it takes from a text encoder."""
+    pipe.prompt_embedding.save_pretrained(folder / "prompt_embedding")
+    marigold = MarigoldDepthPipeline(
+        unet=pipe.unet,
+        vae=pipe.vae,
+        scheduler=DDIMScheduler(**SCHEDULE, **SAMPLING),
+        text_encoder=None,
+        tokenizer=None,
+        prediction_type="depth",
+    )
+    marigold.save_pretrained(folder)
+
+
+def load(folder: Path) -> MarigoldDepthPipeline:
+    """Reads what `save` wrote, ready to run."""
+    pipe = MarigoldDepthPipeline.from_pretrained(folder, text_encoder=None, tokenizer=None)
+    pipe.empty_text_embedding = PromptEmbedding.from_pretrained(folder / "prompt_embedding")()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+if __name__ == "__main__":
+    train(parse_args())
