@@ -33,8 +33,7 @@ import train_marigold
 from sources import MixedFrames
 
 from depthfm_diffusers import DepthFMPipeline, FlowMatchingImageToDepthScheduler, default_model_path
-from depthfm_diffusers.evaluation import align
-from depthfm_diffusers.evaluation.metrics import all_metrics
+from depthfm_diffusers.evaluation import absolute_relative_error, align, all_metrics, delta_accuracy
 from depthfm_diffusers.export import atomic_write, save_json
 from depthfm_diffusers.frames import Frame, split_by_scene
 
@@ -56,6 +55,7 @@ RUNS: dict[str, tuple[Path, list[str]]] = {
     "diffusion": (DIFFUSION, EMPHASIS),
     "diffusion-uniform": (DIFFUSION, []),
 }
+PACKAGES = ("depthfm_diffusers", "diffusers", "torch")
 METRICS = ("abs_rel", "delta1", "rmse", "boundary_f1", "normals_mean_deg")
 
 
@@ -211,8 +211,9 @@ def score(log_depth: np.ndarray, frame: Frame) -> dict[str, float]:
     values = all_metrics(aligned, frame.depth, valid, intrinsics=frame.intrinsics)
     scores = {name: float(values[name]) for name in METRICS}
     aligned = align(np.exp(log_depth), frame.depth, valid, "depth").depth
-    values = all_metrics(aligned, frame.depth, valid)
-    return scores | {f"{name}_depth": float(values[name]) for name in ("abs_rel", "delta1")}
+    scores["abs_rel_depth"] = float(absolute_relative_error(aligned, frame.depth, valid))
+    scores["delta1_depth"] = float(delta_accuracy(aligned, frame.depth, valid))
+    return scores
 
 
 def mean_scores(scores: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -230,15 +231,32 @@ def score_model(
 def score_runs(args: argparse.Namespace, names: Sequence[str], evaluations: Sequence[int]) -> list[dict[str, Any]]:
     """Rows `run, seed, evaluations, scores…` for the named runs; processes share the work.
 
-    Frames, noise and settings are the same for all.
+    Frames, noise and settings are the same for all. Whoever changes how scores are computed removes `scores/` in the
+    runs' folders.
     """
     jobs = [(args, name, seed, evaluations) for name in names for seed in args.seeds]
     return [row for rows in in_processes(args, _score_run, jobs) for row in rows]
 
 
 def _score_run(args: argparse.Namespace, name: str, seed: int, evaluations: Sequence[int]) -> list[dict[str, Any]]:
-    pipe, held_out = load_run(args, name, seed), HeldOut(args)
-    return [{"run": name, "seed": seed, "evaluations": n} | score_model(pipe, held_out, n) for n in evaluations]
+    """Scores of a run are kept beside it, as several scripts ask for them."""
+    held_out, folder = HeldOut(args), run_folder(args, name, seed) / "scores"
+    made_with = {
+        "data": held_out.frames.fingerprint(),
+        "frames": len(held_out.indices),
+        "versions": {package: version(package) for package in PACKAGES},
+    }
+    folder.mkdir(exist_ok=True)
+    pipe, rows = None, []
+    for n in evaluations:
+        path = folder / f"evaluations-{n}.json"
+        known = json.loads(path.read_text()) if path.is_file() else {}
+        if known.get("made_with") != made_with:
+            pipe = pipe or load_run(args, name, seed)
+            known = {"made_with": made_with, "scores": score_model(pipe, held_out, n)}
+            save_json(path, known)
+        rows.append({"run": name, "seed": seed, "evaluations": n} | known["scores"])
+    return rows
 
 
 def in_processes(args: argparse.Namespace, function: Callable[..., Any], jobs: Sequence[tuple]) -> list[Any]:
@@ -275,8 +293,7 @@ def save_results(args: argparse.Namespace, name: str, rows: Sequence[dict[str, A
     hidden = ("data", "runs", "output", "plots", "jobs", "vae", "unet_config")
     record = {
         "settings": {key: value for key, value in vars(args).items() if key not in hidden},
-        "versions": {p: version(p) for p in ("depthfm_diffusers", "diffusers", "torch")}
-        | {"python": platform.python_version()},
+        "versions": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},
         "rows": list(rows),
     }
     save_json(args.output / f"{name}.json", record)

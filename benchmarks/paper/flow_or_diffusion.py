@@ -18,6 +18,7 @@ SERIES = {
     "diffusion": "diffusion, 3/4 at the start",
 }
 EVALUATIONS = (1, 2, 4, 10)
+EVALUATIONS_UNIFORM = (1, 4)
 
 TABLE = {
     "keys": ["run", "evaluations"],
@@ -29,7 +30,8 @@ def main() -> None:
     """Trains, scores, writes."""
     args = build_parser(__doc__.splitlines()[0], seeds=(0, 1, 2)).parse_args()
     train_runs(args, SERIES)
-    rows = score_runs(args, list(SERIES), EVALUATIONS)
+    rows = score_runs(args, ["flow-uniform", "diffusion-uniform"], EVALUATIONS_UNIFORM)
+    rows += score_runs(args, ["flow", "diffusion"], EVALUATIONS)
     save_results(args, "flow_or_diffusion", rows)
     print(table(rows, **TABLE))
 

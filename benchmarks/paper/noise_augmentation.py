@@ -8,7 +8,7 @@ from __future__ import annotations
 from experiment import build_parser, plot, save_results, score_runs, spread, table, train_runs
 
 RUN_OF_STEP = {0: "flow-noise-0", 200: "flow-noise-200", 400: "flow", 600: "flow-noise-600"}
-EVALUATIONS = (1, 2, 4)
+EVALUATIONS = (1, 2)
 
 TABLE = {
     "keys": ["noise_augmentation_step", "evaluations"],

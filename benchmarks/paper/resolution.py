@@ -25,7 +25,7 @@ from experiment import (
 
 from depthfm_diffusers import DepthFMPipeline
 
-RESOLUTIONS = (128, 192, 256, 384, 512)  # longer side in pixels; frames have 256, and so had the training
+RESOLUTIONS = (128, 192, 256, 384)  # longer side in pixels; frames have 256, and so had the training
 
 TABLE = {
     "keys": ["rescale_self_attention", "resolution"],
