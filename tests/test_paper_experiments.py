@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import experiment
+import flow_or_diffusion
 import numpy as np
 import pytest
 import torch
@@ -15,6 +16,8 @@ import train_marigold
 from conftest import build_unet
 from diffusers import DDIMScheduler, DDPMScheduler, MarigoldDepthPipeline
 from training_runs import flow_flags
+
+from depthfm_diffusers import FlowMatchingImageToDepthScheduler
 
 
 @pytest.fixture
@@ -129,3 +132,18 @@ def test_spread_over_seeds_and_table():
 def test_mean_leaves_out_frames_without_the_metric():
     scores = [{"boundary_f1": math.nan, "abs_rel": 1.0}, {"boundary_f1": 0.5, "abs_rel": 3.0}]
     assert experiment.mean_scores(scores) == {"boundary_f1": 0.5, "abs_rel": 2.0}
+
+
+def test_shares_of_hard_times_agree_with_draws():
+    """Counted on a fine grid of times, with the schedulers' own paths."""
+    flow, diffusion = flow_or_diffusion.shares_of_hard_times(0.2)
+    scheduler = FlowMatchingImageToDepthScheduler()
+    t = torch.linspace(0, 1, 20001)[:-1]
+    zero, one = torch.zeros(len(t), 1, 1, 1), torch.ones(len(t), 1, 1, 1)
+    noise = scheduler.interpolate(scheduler.augment(zero, one), zero, t).flatten()
+    assert flow == pytest.approx(float((t / noise < 0.2).float().mean()), abs=2e-4)
+    training = DDPMScheduler(**train_marigold.SCHEDULE)
+    steps = torch.arange(1000)
+    signal = training.add_noise(torch.ones(1000, 1), torch.zeros(1000, 1), steps)
+    noise = training.add_noise(torch.zeros(1000, 1), torch.ones(1000, 1), steps)
+    assert diffusion == pytest.approx(float((signal / noise < 0.2).float().mean()), abs=2e-3)

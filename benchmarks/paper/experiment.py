@@ -312,6 +312,11 @@ def plot(args: argparse.Namespace, name: str, draw: Callable[[Any], None]) -> No
     plt.close(figure)
 
 
+def draw_legend(axes: Any) -> None:
+    """A legend above the axes, where no line can run through it."""
+    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+
+
 def draw_lines(
     axes: Any, rows: Sequence[dict[str, Any]], series: dict[str, str], x: str = "evaluations", metric: str = "abs_rel"
 ) -> None:
@@ -321,4 +326,4 @@ def draw_lines(
         points = [spread(rows, metric, run=run, **{x: value}) for value in xs]
         axes.errorbar(xs, [p[0] for p in points], [p[1] for p in points], marker="o", capsize=3, label=label)
     axes.set_xticks(sorted({row[x] for row in rows}))
-    axes.legend(frameon=False)
+    draw_legend(axes)

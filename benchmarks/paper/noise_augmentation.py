@@ -5,7 +5,7 @@ python benchmarks/paper/noise_augmentation.py --data SHARDS --runs DIR
 
 from __future__ import annotations
 
-from experiment import build_parser, plot, save_results, score_runs, spread, table, train_runs
+from experiment import build_parser, draw_legend, plot, save_results, score_runs, spread, table, train_runs
 
 RUN_OF_STEP = {0: "flow-noise-0", 200: "flow-noise-200", 400: "flow", 600: "flow-noise-600"}
 EVALUATIONS = (1, 2)
@@ -34,7 +34,7 @@ def main() -> None:
             axes.plot(list(RUN_OF_STEP), means, marker="o", label=f"{n} evaluation{'s' * (n > 1)}")
         axes.set_xticks(list(RUN_OF_STEP))
         axes.set(xlabel="step of the noise augmentation", ylabel="AbsRel, aligned in log depth")
-        axes.legend(frameon=False)
+        draw_legend(axes)
 
     plot(args, "noise_augmentation", draw)
 

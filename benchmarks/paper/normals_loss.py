@@ -5,7 +5,7 @@ python benchmarks/paper/normals_loss.py --data SHARDS --runs DIR
 
 from __future__ import annotations
 
-from experiment import build_parser, plot, save_results, score_runs, table, train_runs
+from experiment import build_parser, draw_legend, plot, save_results, score_runs, table, train_runs
 
 SERIES = {"flow": "without", "flow-normals": "with the normals loss"}
 PANELS = {"abs_rel": "AbsRel", "normals_mean_deg": "normals, mean angle (°)", "boundary_f1": "boundary F1"}
@@ -35,7 +35,7 @@ def main() -> None:
                 axes.plot([x + offset] * len(values), values, f"C{int(offset > 0)}o", label=None if x else label)
         axes.set_xticks(range(len(PANELS)), list(PANELS.values()))
         axes.set(ylabel="relative to the mean without", xlim=(-0.5, len(PANELS) - 0.5))
-        axes.legend(frameon=False)
+        draw_legend(axes)
 
     plot(args, "normals_loss", draw)
 

@@ -12,6 +12,7 @@ import torch
 from experiment import (
     HeldOut,
     build_parser,
+    draw_legend,
     in_processes,
     mean_scores,
     plot,
@@ -64,7 +65,7 @@ def main() -> None:
         axes.axvline(256, color="0.7", linestyle=":")
         axes.set_xticks(RESOLUTIONS)
         axes.set(xlabel="longer side at test (trained at 256)", ylabel="AbsRel, aligned in log depth")
-        axes.legend(frameon=False)
+        draw_legend(axes)
 
     plot(args, "resolution", draw)
 
