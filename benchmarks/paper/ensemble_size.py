@@ -18,7 +18,7 @@ from experiment import (
     mean_scores,
     plot,
     predict_log_depth,
-    save_results,
+    results,
     score,
     spread,
     table,
@@ -66,14 +66,22 @@ def score_ensemble(members: torch.Tensor, frame: Frame) -> dict[str, float]:
 def main() -> None:
     """Trains, scores, writes."""
     args = build_parser(__doc__.splitlines()[0], seeds=(0,)).parse_args()
-    train_runs(args, ["flow"])
-    rows = [row for rows in in_processes(args, score_ensembles, [(args, seed) for seed in args.seeds]) for row in rows]
-    save_results(args, "ensemble_size", rows)
+
+    def compute() -> list[dict[str, Any]]:
+        train_runs(args, ["flow"])
+        rows = [
+            row for rows in in_processes(args, score_ensembles, [(args, seed) for seed in args.seeds]) for row in rows
+        ]
+        return rows
+
+    rows = results(args, "ensemble_size", compute)
     print(table(rows, **TABLE))
 
     def draw(axes) -> None:
         sizes = range(1, MEMBERS + 1)
-        axes.plot(sizes, [spread(rows, "abs_rel", ensemble_size=n)[0] for n in sizes], "C0o-")
+        errors = [spread(rows, "abs_rel", ensemble_size=n)[0] for n in sizes]
+        axes.plot(sizes, errors, "C0o-")
+        axes.set_ylim(0, 1.2 * max(errors))
         axes.set(xlabel="ensemble members", xticks=sizes)
         axes.set_ylabel("AbsRel, aligned in log depth", color="C0")
         other = axes.twinx()

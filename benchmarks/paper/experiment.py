@@ -74,6 +74,11 @@ def build_parser(description: str, seeds: Sequence[int]) -> argparse.ArgumentPar
     parser.add_argument("--unet_config", default=str(Path(__file__).parent / "unet.json"), help="The UNet.")
     parser.add_argument("--vae", default=str(default_model_path() / "vae"), help="The autoencoder.")
     parser.add_argument("--max_frames", type=int, default=None, help="Score only the first held-out frames.")
+    parser.add_argument(
+        "--from_results",
+        action="store_true",
+        help="Train and score nothing: table and plot of the JSON that is there.",
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="Runs trained or scored at once.")
     return parser
 
@@ -287,16 +292,21 @@ def table(rows: Sequence[dict[str, Any]], keys: Sequence[str], metrics: Sequence
     return "\n".join(lines)
 
 
-def save_results(args: argparse.Namespace, name: str, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes the rows with what made them: command, settings and versions."""
-    args.output.mkdir(parents=True, exist_ok=True)
-    hidden = ("data", "runs", "output", "plots", "jobs", "vae", "unet_config")
+def results(args: argparse.Namespace, name: str, compute: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The rows of a claim: computed and written, with the settings and versions that made them; or read back."""
+    path = args.output / f"{name}.json"
+    if args.from_results:
+        return json.loads(path.read_text())["rows"]
+    rows = compute()
+    hidden = ("data", "runs", "output", "plots", "jobs", "vae", "unet_config", "from_results")
     record = {
         "settings": {key: value for key, value in vars(args).items() if key not in hidden},
         "versions": {package: version(package) for package in PACKAGES} | {"python": platform.python_version()},
-        "rows": list(rows),
+        "rows": rows,
     }
-    save_json(args.output / f"{name}.json", record)
+    args.output.mkdir(parents=True, exist_ok=True)
+    save_json(path, record)
+    return rows
 
 
 def plot(args: argparse.Namespace, name: str, draw: Callable[[Any], None]) -> None:

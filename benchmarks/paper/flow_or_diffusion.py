@@ -9,9 +9,11 @@ and with three quarters of the samples at the time where sampling starts.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers import DDPMScheduler
-from experiment import build_parser, draw_lines, plot, save_results, score_runs, table, train_runs
+from experiment import build_parser, draw_lines, plot, results, score_runs, table, train_runs
 from train_marigold import SCHEDULE
 
 from depthfm_diffusers import FlowMatchingImageToDepthScheduler
@@ -48,10 +50,14 @@ def shares_of_hard_times(limit: float = 0.2) -> tuple[float, float]:
 def main() -> None:
     """Trains, scores, writes."""
     args = build_parser(__doc__.splitlines()[0], seeds=(0, 1, 2)).parse_args()
-    train_runs(args, SERIES)
-    rows = score_runs(args, ["flow-uniform", "diffusion-uniform"], EVALUATIONS_UNIFORM)
-    rows += score_runs(args, ["flow", "diffusion"], EVALUATIONS)
-    save_results(args, "flow_or_diffusion", rows)
+
+    def compute() -> list[dict[str, Any]]:
+        train_runs(args, SERIES)
+        rows = score_runs(args, ["flow-uniform", "diffusion-uniform"], EVALUATIONS_UNIFORM)
+        rows += score_runs(args, ["flow", "diffusion"], EVALUATIONS)
+        return rows
+
+    rows = results(args, "flow_or_diffusion", compute)
     print(table(rows, **TABLE))
     shares = shares_of_hard_times()
     print(f"times with signal to noise below 0.2: {shares[0]:.1%} on the flow's path, {shares[1]:.1%} on the schedule")

@@ -5,7 +5,9 @@ python benchmarks/paper/noise_augmentation.py --data SHARDS --runs DIR
 
 from __future__ import annotations
 
-from experiment import build_parser, draw_legend, plot, save_results, score_runs, spread, table, train_runs
+from typing import Any
+
+from experiment import build_parser, draw_legend, plot, results, score_runs, spread, table, train_runs
 
 RUN_OF_STEP = {0: "flow-noise-0", 200: "flow-noise-200", 400: "flow", 600: "flow-noise-600"}
 EVALUATIONS = (1, 2)
@@ -19,13 +21,17 @@ TABLE = {
 def main() -> None:
     """Trains, scores, writes."""
     args = build_parser(__doc__.splitlines()[0], seeds=(0,)).parse_args()
-    train_runs(args, RUN_OF_STEP.values())
-    step_of_run = {run: step for step, run in RUN_OF_STEP.items()}
-    rows = [
-        row | {"noise_augmentation_step": step_of_run[row["run"]]}
-        for row in score_runs(args, list(RUN_OF_STEP.values()), EVALUATIONS)
-    ]
-    save_results(args, "noise_augmentation", rows)
+
+    def compute() -> list[dict[str, Any]]:
+        train_runs(args, RUN_OF_STEP.values())
+        step_of_run = {run: step for step, run in RUN_OF_STEP.items()}
+        rows = [
+            row | {"noise_augmentation_step": step_of_run[row["run"]]}
+            for row in score_runs(args, list(RUN_OF_STEP.values()), EVALUATIONS)
+        ]
+        return rows
+
+    rows = results(args, "noise_augmentation", compute)
     print(table(rows, **TABLE))
 
     def draw(axes) -> None:

@@ -5,10 +5,12 @@ python benchmarks/paper/normals_loss.py --data SHARDS --runs DIR
 
 from __future__ import annotations
 
-from experiment import build_parser, draw_legend, plot, save_results, score_runs, table, train_runs
+from typing import Any
+
+from experiment import build_parser, draw_legend, plot, results, score_runs, table, train_runs
 
 SERIES = {"flow": "without", "flow-normals": "with the normals loss"}
-PANELS = {"abs_rel": "AbsRel", "normals_mean_deg": "normals, mean angle (°)", "boundary_f1": "boundary F1"}
+PANELS = {"abs_rel": "AbsRel", "rmse": "RMSE", "normals_mean_deg": "normals, mean angle"}
 
 TABLE = {
     "keys": ["run", "evaluations"],
@@ -19,9 +21,13 @@ TABLE = {
 def main() -> None:
     """Trains, scores, writes."""
     args = build_parser(__doc__.splitlines()[0], seeds=(0, 1, 2)).parse_args()
-    train_runs(args, SERIES)
-    rows = score_runs(args, list(SERIES), (1, 2))
-    save_results(args, "normals_loss", rows)
+
+    def compute() -> list[dict[str, Any]]:
+        train_runs(args, SERIES)
+        rows = score_runs(args, list(SERIES), (1, 2))
+        return rows
+
+    rows = results(args, "normals_loss", compute)
     print(table(rows, **TABLE))
 
     def draw(axes) -> None:

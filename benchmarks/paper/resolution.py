@@ -16,8 +16,8 @@ from experiment import (
     in_processes,
     mean_scores,
     plot,
+    results,
     run_folder,
-    save_results,
     score,
     spread,
     table,
@@ -52,10 +52,14 @@ def score_resolutions(args: argparse.Namespace, seed: int, rescale: bool) -> lis
 def main() -> None:
     """Trains, scores, writes."""
     args = build_parser(__doc__.splitlines()[0], seeds=(0,)).parse_args()
-    train_runs(args, ["flow"])
-    jobs = [(args, seed, rescale) for seed in args.seeds for rescale in (False, True)]
-    rows = [row for rows in in_processes(args, score_resolutions, jobs) for row in rows]
-    save_results(args, "resolution", rows)
+
+    def compute() -> list[dict[str, Any]]:
+        train_runs(args, ["flow"])
+        jobs = [(args, seed, rescale) for seed in args.seeds for rescale in (False, True)]
+        rows = [row for rows in in_processes(args, score_resolutions, jobs) for row in rows]
+        return rows
+
+    rows = results(args, "resolution", compute)
     print(table(rows, **TABLE))
 
     def draw(axes) -> None:

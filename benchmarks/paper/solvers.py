@@ -15,7 +15,7 @@ from experiment import (
     in_processes,
     load_flow,
     plot,
-    save_results,
+    results,
     score_model,
     table,
     train_runs,
@@ -39,10 +39,14 @@ def score_solver(args: argparse.Namespace, run: str, seed: int, solver: str) -> 
 def main() -> None:
     """Trains, scores, writes."""
     args = build_parser(__doc__.splitlines()[0], seeds=(0,)).parse_args()
-    train_runs(args, ["flow-uniform"])
-    jobs = [(args, "flow-uniform", seed, solver) for seed in args.seeds for solver in EVALUATIONS]
-    rows = [row for rows in in_processes(args, score_solver, jobs) for row in rows]
-    save_results(args, "solvers", rows)
+
+    def compute() -> list[dict[str, Any]]:
+        train_runs(args, ["flow-uniform"])
+        jobs = [(args, "flow-uniform", seed, solver) for seed in args.seeds for solver in EVALUATIONS]
+        rows = [row for rows in in_processes(args, score_solver, jobs) for row in rows]
+        return rows
+
+    rows = results(args, "solvers", compute)
     print(table(rows, **TABLE))
 
     def draw(axes) -> None:

@@ -5,7 +5,9 @@ python benchmarks/paper/start_from_image.py --data SHARDS --runs DIR
 
 from __future__ import annotations
 
-from experiment import build_parser, draw_lines, plot, save_results, score_runs, table, train_runs
+from typing import Any
+
+from experiment import build_parser, draw_lines, plot, results, score_runs, table, train_runs
 
 SERIES = {"flow": "from the image", "flow-from-noise": "from noise"}
 EVALUATIONS = (1, 2, 4)
@@ -19,9 +21,13 @@ TABLE = {
 def main() -> None:
     """Trains, scores, writes."""
     args = build_parser(__doc__.splitlines()[0], seeds=(0, 1, 2)).parse_args()
-    train_runs(args, SERIES)
-    rows = score_runs(args, list(SERIES), EVALUATIONS)
-    save_results(args, "start_from_image", rows)
+
+    def compute() -> list[dict[str, Any]]:
+        train_runs(args, SERIES)
+        rows = score_runs(args, list(SERIES), EVALUATIONS)
+        return rows
+
+    rows = results(args, "start_from_image", compute)
     print(table(rows, **TABLE))
 
     def draw(axes) -> None:
