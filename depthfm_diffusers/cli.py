@@ -147,6 +147,9 @@ def evaluate(args: argparse.Namespace) -> int:
     )
     if args.output.is_dir():
         raise IsADirectoryError(errno.EISDIR, "a folder, not a file to write", str(args.output))
+    if args.output.suffix != ".json" and not args.output.is_dir():
+        # Reports of one name but for the suffix would share their contact sheet, and what is kept to go on with.
+        raise ValueError(f"--output {args.output}: the report is a JSON file, its name must end in .json.")
     sheet = args.output.with_suffix(".png") if args.contact_sheet is None else args.contact_sheet
     if sheet.is_dir():
         raise IsADirectoryError(errno.EISDIR, "a folder, not a file to write", str(sheet))

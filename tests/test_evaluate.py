@@ -356,7 +356,7 @@ def test_what_must_be_given(missing, capsys):
     [
         ({"name": "nyu"}, "There is no benchmark 'nyu'; there are diode"),
         ({"root": Path("nowhere")}, "there is no file or folder nowhere"),
-        ({"output": "report.png"}, "--output and --contact-sheet are both report.png"),
+        ({"output": "report.png"}, "--output report.png: the report is a JSON file, its name must end in .json"),
         ({"output": "."}, "a folder, not a file to write"),
     ],
 )
