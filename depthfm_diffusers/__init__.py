@@ -19,7 +19,10 @@ if Version(diffusers.__version__).release < (0, 42):
 from .convert import convert_checkpoint
 from .hub import default_model_path, register_with_diffusers
 from .pipeline_depthfm import DepthFMPipeline
-from .pipeline_output import DepthFMOutput
+from .pipeline_depthfm_controlnet import DepthFMControlNetPipeline
+from .pipeline_depthfm_controlnet_img2img import DepthFMControlNetImg2ImgPipeline
+from .pipeline_depthfm_controlnet_inpaint import DepthFMControlNetInpaintPipeline
+from .pipeline_output import DepthFMControlNetOutput, DepthFMOutput
 from .prompt_embedding import PromptEmbedding
 from .scheduling_flow_matching_image_to_depth import (
     FlowMatchingImageToDepthScheduler,
@@ -28,9 +31,20 @@ from .scheduling_flow_matching_image_to_depth import (
 
 __version__ = "0.3.0"
 
-register_with_diffusers(DepthFMPipeline, FlowMatchingImageToDepthScheduler, PromptEmbedding)
+register_with_diffusers(
+    DepthFMPipeline,
+    DepthFMControlNetPipeline,
+    DepthFMControlNetImg2ImgPipeline,
+    DepthFMControlNetInpaintPipeline,
+    FlowMatchingImageToDepthScheduler,
+    PromptEmbedding,
+)
 
 __all__ = [
+    "DepthFMControlNetImg2ImgPipeline",
+    "DepthFMControlNetInpaintPipeline",
+    "DepthFMControlNetOutput",
+    "DepthFMControlNetPipeline",
     "DepthFMOutput",
     "DepthFMPipeline",
     "FlowMatchingImageToDepthScheduler",

@@ -29,7 +29,7 @@ from .image_processing import (
     unpad,
 )
 from .lora import UNetLoraLoaderMixin
-from .pipeline_output import DepthFMOutput, Maps
+from .pipeline_output import DepthFMOutput, Maps, collect_maps
 from .prompt_embedding import PromptEmbedding
 from .scheduling_flow_matching_image_to_depth import FlowMatchingImageToDepthScheduler
 
@@ -487,16 +487,16 @@ class DepthFMPipeline(NativeLibraryNamesMixin, DiffusionPipeline, UNetLoraLoader
         elif output_type == "pil":
             prediction = [_to_pil(one) for one in depths]
         else:
-            prediction = _collect(depths, one_size, output_type)
+            prediction = collect_maps(depths, one_size, output_type)
 
         # 5. Offload all models.
         self.maybe_free_model_hooks()
 
         output = DepthFMOutput(
             prediction=prediction,
-            log_depth=_collect(log_depths, one_size, output_type),
-            uncertainty=_collect(uncertainties, one_size, output_type),
-            normals=_collect(normals, one_size, output_type),
+            log_depth=collect_maps(log_depths, one_size, output_type),
+            uncertainty=collect_maps(uncertainties, one_size, output_type),
+            normals=collect_maps(normals, one_size, output_type),
             latent=latent if output_latent else None,
         )
         if not return_dict:
@@ -633,16 +633,6 @@ def _output_size(image: ProcessedImage, match_input_resolution: bool) -> tuple[i
     if match_input_resolution:
         return image.original_size
     return image.pixels.shape[-2] - image.padding[0], image.pixels.shape[-1] - image.padding[1]
-
-
-def _collect(maps: list[torch.Tensor], one_size: bool, output_type: str) -> Maps | None:
-    """Puts maps 1×C×H×W together as `DepthFMOutput` describes; `None` if there are none."""
-    if not maps:
-        return None
-    if output_type == "pt":
-        return torch.cat(maps) if one_size else [one[0] for one in maps]
-    arrays = [one[0].permute(1, 2, 0).cpu().numpy() for one in maps]
-    return np.stack(arrays) if one_size else arrays
 
 
 def _to_pil(depth: torch.Tensor) -> Image.Image:
