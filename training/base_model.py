@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from denoising import PREDICTION_TYPES
+from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
 from objective import source_noise_step
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -15,6 +16,7 @@ from depthfm_diffusers import DepthFMPipeline, FlowMatchingImageToDepthScheduler
 from depthfm_diffusers.model_folder import load_pipeline, resolve_model
 
 CONV_IN_INITS = ("duplicate", "zero")
+Scheduler = TypeVar("Scheduler", bound=SchedulerMixin)
 
 # The components of a Stable Diffusion folder that are used, with the classes that they may have there. Its scheduler,
 # safety checker and the rest are not looked at.
@@ -93,6 +95,28 @@ def pipeline_from_stable_diffusion(base: str, conv_in_init: str = "duplicate") -
         FileNotFoundError: If there is no such folder, or a component is missing in it.
         ValueError: If it is a model of another kind, or one of its files is damaged or incomplete.
     """
+    loaded = load_stable_diffusion(base)
+    unet = loaded["unet"]
+    grow_conv_in(unet, conv_in_init)
+    prompt_embedding = embed_empty_prompt(loaded["tokenizer"], loaded["text_encoder"])
+    return DepthFMPipeline(
+        unet=unet,
+        vae=loaded["vae"],
+        scheduler=FlowMatchingImageToDepthScheduler(),
+        prompt_embedding=prompt_embedding,
+    )
+
+
+def load_stable_diffusion(base: str) -> dict[str, Any]:
+    """Loads what there is to train on of a Stable Diffusion, see `SD_COMPONENTS`; in float32 on the CPU.
+
+    Args:
+        base: See `pipeline_from_stable_diffusion`.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, or a component is missing in it.
+        ValueError: If it is a model of another kind, or one of its files is damaged or incomplete.
+    """
     index = _read_index(base)
     other = sorted(name for name in ("text_encoder_2", "text_encoder_3", "transformer", "prior") if index.get(name))
     if other:
@@ -104,23 +128,17 @@ def pipeline_from_stable_diffusion(base: str, conv_in_init: str = "duplicate") -
         _check_component(base, index, name)
     path = Path(base).expanduser()
     source = str(path) if path.is_dir() else base
-    loaded = {name: _load(cls, f"base {base}: its {name}", source, name) for name, (cls, _) in SD_COMPONENTS.items()}
-    unet = loaded["unet"]
-    _check_plain_unet(base, unet)
-    grow_conv_in(unet, conv_in_init)
-    prompt_embedding = embed_empty_prompt(loaded["tokenizer"], loaded["text_encoder"])
-    width = prompt_embedding.config.dim
-    if unet.config.cross_attention_dim != width:
+    loaded = {
+        name: load_model(cls, f"base {base}: its {name}", source, name) for name, (cls, _) in SD_COMPONENTS.items()
+    }
+    _check_plain_unet(base, loaded["unet"])
+    taken, width = loaded["unet"].config.cross_attention_dim, loaded["text_encoder"].config.hidden_size
+    if taken != width:
         raise ValueError(
-            f"base {base}: its text_encoder gives embeddings of width {width}, but its unet attends to width "
-            f"{unet.config.cross_attention_dim}: they are not of one model."
+            f"base {base}: its text_encoder gives embeddings of width {width}, but its unet attends to width {taken}: "
+            "they are not of one model."
         )
-    return DepthFMPipeline(
-        unet=unet,
-        vae=loaded["vae"],
-        scheduler=FlowMatchingImageToDepthScheduler(),
-        prompt_embedding=prompt_embedding,
-    )
+    return loaded
 
 
 def grow_conv_in(unet: UNet2DConditionModel, init: str = "duplicate") -> None:
@@ -216,7 +234,7 @@ def _load_autoencoder(vae: str) -> AutoencoderKL:
     folder = Path(vae).expanduser()
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"vae {vae} is not the folder of an autoencoder: it has no config.json.")
-    return _load(AutoencoderKL, f"vae {vae}", str(folder))
+    return load_model(AutoencoderKL, f"vae {vae}", str(folder))
 
 
 def is_depthfm(base: str) -> bool:
@@ -265,8 +283,40 @@ def _check_component(base: str, index: dict[str, Any], name: str) -> None:
         raise FileNotFoundError(f"base {base}: its {name} is missing, there is no folder {path / name}.")
 
 
-def _load(cls: Any, what: str, source: str, subfolder: str | None = None) -> Any:
-    """Loads a model in float32 or a tokenizer; `what` is what errors call it."""
+def load_schedule(base: str, cls: type[Scheduler]) -> Scheduler:
+    """The noise levels of a Stable Diffusion as a scheduler of another class.
+
+    Raises:
+        ValueError: If its scheduler cannot be read, or its model predicts something else than the noise, v or the
+            sample.
+    """
+    path = Path(base).expanduser()
+    try:
+        schedule = cls.from_pretrained(str(path) if path.is_dir() else base, subfolder="scheduler")
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"base {base}: its scheduler cannot be loaded: {str(error).strip().splitlines()[0]}"
+        ) from error
+    if schedule.config.prediction_type not in PREDICTION_TYPES:
+        raise ValueError(
+            f"base {base}: its scheduler has prediction_type {schedule.config.prediction_type!r}; known are "
+            f"{PREDICTION_TYPES}."
+        )
+    return schedule
+
+
+def load_model(cls: Any, what: str, source: str, subfolder: str | None = None) -> Any:
+    """Loads a model in float32 or a tokenizer, completely.
+
+    Args:
+        cls: Its class.
+        what: What errors call it.
+        source: Folder, or Hub repository.
+        subfolder: Where it is in there.
+
+    Raises:
+        ValueError: If it cannot be read, or is incomplete.
+    """
     where = {} if subfolder is None else {"subfolder": subfolder}
     try:
         if cls is CLIPTokenizer:

@@ -37,6 +37,14 @@ def fraction(text: str) -> float:
     return value
 
 
+def share(text: str) -> float:
+    """An `argparse` type: a number in [0, 1]."""
+    value = float(text)
+    if not 0.0 <= value <= 1.0:
+        raise argparse.ArgumentTypeError(f"must be in [0, 1], got {value}")
+    return value
+
+
 def non_negative(text: str) -> float:
     """An `argparse` type: a finite number of at least 0."""
     value = float(text)
@@ -55,8 +63,19 @@ def data_setting(text: str) -> str | dict[str, Any]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object ({error})") from error
 
 
-def base_parser(description: str) -> argparse.ArgumentParser:
-    """A parser with the flags that every training script has; `--help` shows the defaults."""
+FRAMES_HELP = (
+    "Data sources: WebDataset shards (.tar), Parquet files, folders of them, image folders with metadata, folders "
+    "with images/ and depth/; or JSON objects with a path and settings (docs/train.md)."
+)
+
+
+def base_parser(description: str, data_help: str = FRAMES_HELP) -> argparse.ArgumentParser:
+    """A parser with the flags that every training script has; `--help` shows the defaults.
+
+    Args:
+        description: What the script does.
+        data_help: What `--train_data` takes.
+    """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
     )
@@ -69,8 +88,7 @@ def base_parser(description: str) -> argparse.ArgumentParser:
         nargs="+",
         type=data_setting,
         required=True,
-        help="Data sources: WebDataset shards (.tar), Parquet files, folders of them, image folders with metadata, "
-        "folders with images/ and depth/; or JSON objects with a path and settings (docs/train.md).",
+        help=data_help,
     )
     data.add_argument(
         "--streaming", action=switch, default=False, help="Shuffle .tar shards so that they are read nearly in order."

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from depth_transforms import AugmentationConfig, View, augment_view, frame_to_view, resize_view
+from latent_cache import CacheFiles, Item, cache_key, encode_batches, fill_cache, is_complete
 from objective import TimeDistribution, latent_weight
-from safetensors import safe_open
-from safetensors.torch import save_file
-from sampling import SourceIndices, sample_rng
+from sampling import sample_rng
 from sources import MixedFrames
-from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
+from torch.utils.data import Dataset
 
 from depthfm_diffusers import DepthFMPipeline
 from depthfm_diffusers.depth_normalization import DepthNormalization, NormalizedDepth, normalize_log_depth
@@ -31,7 +25,6 @@ logger = get_logger(__name__)
 
 LATENT_CHANNELS = 4
 GEOMETRY = ["depth", "sky", "intrinsics"]  # kept as they are: halved depth has no surface normals left
-CHUNK = 1024  # samples in a file of the latent cache: what a kill during encoding can cost
 
 
 @dataclass(frozen=True)
@@ -131,18 +124,6 @@ class FlowFrames(Dataset):
         latent_size = tuple(side // self.downsampling for side in self.size)
         return sample | {"skipped": torch.tensor(skipped)} | self.draws.draw(rng, latent_size)
 
-    def source_indices(self, weighted: bool) -> list[SourceIndices]:
-        """The samples of each data source that has any, for the sampler; with the sources' weights if `weighted`."""
-        sources = self.frames.source_of[self.indices]
-        found = []
-        for number, weight in enumerate(self.frames.weights):
-            positions = np.flatnonzero(sources == number)
-            groups = None if self.frames.groups is None else self.frames.groups[self.indices][positions]
-            if len(positions) == 0:
-                continue
-            found.append(SourceIndices(positions, weight if weighted else None, groups))
-        return found
-
     def _first_size(self) -> tuple[int, ...]:
         for index in self.indices:
             try:
@@ -220,17 +201,12 @@ class CachedLatents(Dataset):
         draws: FlowDraws,
         seed: int,
     ) -> None:
-        self.folder = folder
+        self.files = CacheFiles(folder)
         self.frames = frames
         self.variants = variants
         self.normalization = normalization
         self.draws = draws
         self.seed = seed
-        self._opened: dict[Path, Any] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Open files do not travel to other processes: each opens its own."""
-        return self.__dict__ | {"_opened": {}}
 
     def __len__(self) -> int:
         """Number of frames."""
@@ -243,23 +219,12 @@ class CachedLatents(Dataset):
         """
         epoch, index = item
         rng = sample_rng(self.seed, epoch, index)
-        variant = int(rng.integers(self.variants))
-        chunk, row = divmod(index, CHUNK)
-        path = self.folder / chunk_name(variant, chunk)
-        if path not in self._opened:
-            self._opened[path] = safe_open(path, "pt")
-        file = self._opened[path]
-        sample = {name: file.get_slice(name)[row] for name in file.keys()}
+        sample = self.files.read(int(rng.integers(self.variants)), index)
         for name in ("image_latent", "depth_latent", "weight"):
             sample[name] = sample[name].float()
         if "depth" in sample:
             sample |= depth_targets(normalize_log_depth(sample["depth"], self.normalization, sample["sky"]))
         return sample | self.draws.draw(rng, sample["weight"].shape[-2:])
-
-
-def chunk_name(variant: int, chunk: int) -> str:
-    """Name of a file of the latent cache."""
-    return f"variant-{variant:03d}-{chunk:05d}.safetensors"
 
 
 def cache_latents(
@@ -281,64 +246,6 @@ def cache_latents(
     Raises:
         FloatingPointError: If the autoencoder gives values that are not finite.
     """
-    chunks = [(v, c) for v in range(variants) for c in range(-(-len(dataset) // CHUNK))]
-    key = _cache_key(pipe, dataset, variants, accelerator)
-    folder, plain = parent / f"latents-{key}-depth", parent / f"latents-{key}"
-    if not with_depth and not all((folder / chunk_name(v, c)).is_file() for v, c in chunks):
-        folder = plain
-    missing = [(v, c) for v, c in chunks if not (folder / chunk_name(v, c)).is_file()]
-    accelerator.wait_for_everyone()  # every process has looked before one writes
-    logger.info(f"Latent cache {folder}: {len(chunks) - len(missing)} of {len(chunks)} files are there.")
-    folder.mkdir(parents=True, exist_ok=True)
-    own = missing[accelerator.process_index :: accelerator.num_processes]
-    for variant, chunk in tqdm(own, desc="Encoding latents", disable=not own):
-        indices = range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(dataset)))
-        # The variant takes the epoch's place: each has draws of its own.
-        items = [(variant, index) for index in indices]
-        path = folder / chunk_name(variant, chunk)
-        tensors = _encode_items(pipe, dataset, items, batch_size, with_depth, accelerator)
-        partial = path.with_name(f"partial-{os.getpid()}-{path.name}")
-        save_file(tensors, partial)
-        partial.replace(path)
-    accelerator.wait_for_everyone()
-    return folder
-
-
-def _encode_items(
-    pipe: DepthFMPipeline,
-    dataset: FlowFrames,
-    items: list[tuple[int, int]],
-    batch_size: int,
-    with_depth: bool,
-    accelerator: Accelerator,
-) -> dict[str, torch.Tensor]:
-    names = ["image_latent", "depth_latent", "weight", "without_depth", "skipped"]
-    names += GEOMETRY if with_depth else []
-    parts: dict[str, list[torch.Tensor]] = {name: [] for name in names}
-    for batch in _batches(dataset, items, batch_size, accelerator):
-        with accelerator.autocast():
-            encoded = encode_batch(pipe, batch)
-        for name in names:
-            kept = encoded[name] if name in GEOMETRY else encoded[name].half()
-            parts[name].append(kept.cpu())
-    tensors = {name: torch.cat(part).contiguous() for name, part in parts.items()}
-    for name in ("image_latent", "depth_latent"):
-        if not torch.isfinite(tensors[name]).all():
-            raise FloatingPointError(f"The autoencoder gave non-finite values for {name}: check --vae.")
-    return tensors
-
-
-def _batches(
-    dataset: FlowFrames, items: list[tuple[int, int]], batch_size: int, accelerator: Accelerator
-) -> Iterator[dict[str, torch.Tensor]]:
-    for batch in DataLoader(dataset, batch_size=batch_size, sampler=items):
-        yield {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
-
-
-def _cache_key(pipe: DepthFMPipeline, dataset: FlowFrames, variants: int, accelerator: Accelerator) -> str:
-    digest = hashlib.sha256(dataset.frames.fingerprint().encode())
-    for name, tensor in sorted(pipe.vae.state_dict().items()):
-        digest.update(name.encode() + tensor.cpu().contiguous().float().numpy().tobytes())
     settings = [
         dataset.indices,
         asdict(dataset.augmentation),
@@ -349,5 +256,23 @@ def _cache_key(pipe: DepthFMPipeline, dataset: FlowFrames, variants: int, accele
         pipe.vae.config.scaling_factor,
         accelerator.mixed_precision,
     ]
-    digest.update(json.dumps(settings).encode())
-    return digest.hexdigest()[:16]
+    key = cache_key(dataset.frames.fingerprint(), [pipe.vae], settings)
+    folder, plain = parent / f"latents-{key}-depth", parent / f"latents-{key}"
+    if not with_depth and not is_complete(folder, len(dataset), variants):
+        folder = plain
+    names = ["image_latent", "depth_latent", "weight", "without_depth", "skipped"]
+    names += GEOMETRY if with_depth else []
+
+    def encode(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        encoded = encode_batch(pipe, batch)
+        return {name: encoded[name] if name in GEOMETRY else encoded[name].half() for name in names}
+
+    def encode_items(items: Sequence[Item]) -> dict[str, torch.Tensor]:
+        tensors = encode_batches(dataset, items, batch_size, encode, accelerator)
+        for name in ("image_latent", "depth_latent"):
+            if not torch.isfinite(tensors[name]).all():
+                raise FloatingPointError(f"The autoencoder gave non-finite values for {name}: check --vae.")
+        return tensors
+
+    fill_cache(folder, len(dataset), variants, encode_items, accelerator)
+    return folder

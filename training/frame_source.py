@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -22,18 +22,14 @@ FORMATS = ("auto", "webdataset", "parquet", "imagefolder", "pairs")
 
 
 @dataclass(frozen=True)
-class SourceConfig:
-    """Settings of one data source. What is set here replaces what the frames themselves say.
+class ImageSourceConfig:
+    """Settings that every data source has.
 
     Attributes:
         path: A file, a folder, or a pattern with `*`, `?` or `[…]`; or several of one format.
         weight: How often batches are drawn from this source, relative to the others; positive.
         format: One of `FORMATS`; `auto` decides by what is at the path.
         image_column: Column (Parquet, image folder) or extension (WebDataset) of the image.
-        depth_column: The same of the depth.
-        depth_scale: Metres per stored unit of depth.
-        sky_value: The stored number that means sky.
-        fov_x_deg: Horizontal field of view of every frame, degrees.
 
     Raises:
         TypeError: If a setting is of the wrong type.
@@ -44,10 +40,10 @@ class SourceConfig:
     weight: float = 1.0
     format: str = "auto"
     image_column: str | None = None
-    depth_column: str | None = None
-    depth_scale: float | None = None
-    sky_value: float | None = None
-    fov_x_deg: float | None = None
+
+    # Settings that are texts, and those that are numbers, with the ends of their range if it has any.
+    TEXTS: ClassVar[tuple[str, ...]] = ("image_column",)
+    NUMBERS: ClassVar[dict[str, tuple[float, float] | None]] = {"weight": (0.0, math.inf)}
 
     def __post_init__(self) -> None:
         """Checks types and ranges."""
@@ -57,19 +53,20 @@ class SourceConfig:
         if not paths or not all(paths):
             raise ValueError(f"Data source: path is empty, got {self.path!r}.")
         object.__setattr__(self, "path", self.path if isinstance(self.path, str) else tuple(self.path))
-        for name in ("format", "image_column", "depth_column"):
+        for name in ("format", *self.TEXTS):
             value = getattr(self, name)
             if not (isinstance(value, str) or (value is None and name != "format")):
                 raise TypeError(f"Data source {self.name}: {name} must be text, got {value!r}.")
-        for name in ("weight", "depth_scale", "sky_value", "fov_x_deg"):
+        for name, ends in self.NUMBERS.items():
             value = getattr(self, name)
             if value is None and name != "weight":
                 continue
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise TypeError(f"Data source {self.name}: {name} must be a number, got {value!r}.")
-            high = 180.0 if name == "fov_x_deg" else math.inf
-            if name != "sky_value" and not 0.0 < value < high:
-                raise ValueError(f"Data source {self.name}: {name} must be above 0 and below {high}, got {value}.")
+            if ends is not None and not ends[0] < value < ends[1]:
+                raise ValueError(
+                    f"Data source {self.name}: {name} must be above {ends[0]:g} and below {ends[1]:g}, got {value}."
+                )
         if self.format not in FORMATS:
             raise ValueError(f"Data source {self.name}: format must be one of {FORMATS}, got {self.format!r}.")
 
@@ -83,8 +80,13 @@ class SourceConfig:
         """What messages call the source."""
         return self.paths[0] + (f" (and {len(self.paths) - 1} more)" if len(self.paths) > 1 else "")
 
+    @property
+    def sets_camera(self) -> bool:
+        """Whether the settings say how every frame was projected."""
+        return False
+
     @classmethod
-    def parse(cls, setting: str | dict[str, Any]) -> SourceConfig:
+    def parse(cls, setting: str | dict[str, Any]) -> Self:
         """The settings as written in a configuration: a path alone, or a mapping of this class's fields.
 
         Raises:
@@ -102,6 +104,36 @@ class SourceConfig:
         if "path" not in setting:
             raise ValueError(f"Data source {setting}: path is missing.")
         return cls(**setting)
+
+
+@dataclass(frozen=True)
+class SourceConfig(ImageSourceConfig):
+    """Settings of a data source of frames. What is set here replaces what the frames themselves say.
+
+    Attributes:
+        depth_column: Column (Parquet, image folder) or extension (WebDataset) of the depth.
+        depth_scale: Metres per stored unit of depth.
+        sky_value: The stored number that means sky.
+        fov_x_deg: Horizontal field of view of every frame, degrees.
+    """
+
+    depth_column: str | None = None
+    depth_scale: float | None = None
+    sky_value: float | None = None
+    fov_x_deg: float | None = None
+
+    TEXTS: ClassVar[tuple[str, ...]] = ("image_column", "depth_column")
+    NUMBERS: ClassVar[dict[str, tuple[float, float] | None]] = {
+        "weight": (0.0, math.inf),
+        "depth_scale": (0.0, math.inf),
+        "sky_value": None,
+        "fov_x_deg": (0.0, 180.0),
+    }
+
+    @property
+    def sets_camera(self) -> bool:
+        """Whether the settings say how every frame was projected."""
+        return self.fov_x_deg is not None
 
     def frame_metadata(self, metadata: dict[str, Any]) -> dict[str, Any]:
         """A frame's own metadata, with what is set here in their place."""
@@ -145,7 +177,7 @@ class FrameSource(Dataset):
         self.config = config
         self.files = list(files)
         self.scenes = list(scenes)
-        self.has_intrinsics = has_intrinsics or config.fov_x_deg is not None
+        self.has_intrinsics = has_intrinsics or config.sets_camera
         self.groups = groups
 
     def encoded(self, index: int) -> EncodedFrame:

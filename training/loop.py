@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -43,6 +43,9 @@ RESUME_FREE = (
     "report_to",
     "resume_from_checkpoint",
     "validation_frames",
+    "validation_guidance_scale",
+    "validation_images",
+    "validation_inference_steps",
     "validation_steps",
 )
 TRACKERS = {"tensorboard": ["tensorboard"], "wandb": ["wandb"], "all": ["tensorboard", "wandb"], "none": []}
@@ -92,6 +95,16 @@ def build_accelerator(args: argparse.Namespace) -> Accelerator:
     accelerator.wait_for_everyone()
     set_seed(args.seed)
     return accelerator
+
+
+def check_can_validate(held_out: Sequence[int], accelerator: Accelerator) -> None:
+    """Refuses to hold data out where no process has the whole model.
+
+    Raises:
+        ValueError: If so.
+    """
+    if held_out and accelerator.distributed_type is DistributedType.FSDP:
+        raise ValueError("--validation_fraction must be 0 under FSDP: one process validates, and it has only a shard.")
 
 
 def write_run_config(args: argparse.Namespace, accelerator: Accelerator) -> None:

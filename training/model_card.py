@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from huggingface_hub import HfApi, ModelCard, ModelCardData
@@ -14,8 +14,7 @@ NOT_THE_MODEL = ("checkpoint-*", "partial-*", "latents*", "latents*/**", "checkp
 
 TEXT = """# {name}
 
-Monocular depth by flow matching ([DepthFM](https://arxiv.org/abs/2403.13788)), trained with
-`depthfm_diffusers`.
+{title}
 
 ```python
 {usage}
@@ -31,6 +30,11 @@ Every flag and version is in `run_config.json`; the settings in short:
 {settings}
 ```
 """
+DEPTH_TITLE = """Monocular depth by flow matching ([DepthFM](https://arxiv.org/abs/2403.13788)), trained with
+`depthfm_diffusers`."""
+CONTROLNET_TITLE = """ControlNet that makes Stable Diffusion follow a depth, trained with `depthfm_diffusers` on the
+depth that [DepthFM](https://arxiv.org/abs/2403.13788) ({depth_model}) estimates. Control images are of mode
+`{control_mode}` ({polarity}), percentiles {percentiles}."""
 WHOLE_MODEL = """import depthfm_diffusers
 from diffusers import DiffusionPipeline
 
@@ -43,39 +47,95 @@ pipe.load_lora_weights("{name}")
 depth = pipe(image).prediction"""
 
 
+CONTROLNET = """from depthfm_diffusers import DepthFMControlNetPipeline, DepthFMPipeline
+from diffusers import ControlNetModel, StableDiffusionPipeline
+
+pipe = DepthFMControlNetPipeline.from_pipelines(
+    StableDiffusionPipeline.from_pretrained("{base}"),
+    DepthFMPipeline.from_pretrained("{depth_model}"),
+    controlnet=ControlNetModel.from_pretrained("{name}"),
+)
+output = pipe("a prompt", image, control_mode="{control_mode}", control_percentiles={percentiles})"""
+SETTINGS = ("learning_rate", "max_train_steps", "train_batch_size", "gradient_accumulation_steps", "seed")
+
+
 def write_model_card(args: argparse.Namespace, scores: Mapping[str, float]) -> None:
-    """Writes `README.md` into `--output_dir`.
+    """Writes `README.md` into `--output_dir` of `train_depthfm.py`.
 
     Args:
         args: Flags of the run.
         scores: Of the last validation; empty if nothing was validated.
     """
-    name = args.hub_model_id or Path(args.output_dir).resolve().name
-    base = _public_name(args.pretrained_model_name_or_path or args.unet_config)
-    data = ", ".join(_public_name(d["path"] if isinstance(d, dict) else d) for d in args.train_data)
-    table = "Not validated: no scene was kept out."
+    base = args.pretrained_model_name_or_path or args.unet_config
+    usage = (ADAPTERS if args.lora_rank else WHOLE_MODEL).format(name=_name(args), base=_public_name(base))
+    what = (
+        f"Scores of 1 step on at most {args.validation_frames} frames of scenes kept out (`_depth`, `_log`: aligned "
+        "by least squares in depth or in log depth)"
+    )
+    tags = ["depth-estimation", "flow-matching", "depthfm", *(["lora"] if args.lora_rank else [])]
+    _write(args, base, DEPTH_TITLE, usage, what, scores, "depth-estimation", tags)
+
+
+def write_controlnet_card(args: argparse.Namespace, scores: Mapping[str, float]) -> None:
+    """Writes `README.md` into `--output_dir` of `train_depth_controlnet.py`.
+
+    Args:
+        args: Flags of the run.
+        scores: Of the last validation; empty if nothing was validated.
+    """
+    facts = {
+        "name": _name(args),
+        "base": _public_name(args.pretrained_model_name_or_path),
+        "depth_model": _public_name(args.depth_model),
+        "control_mode": args.control_mode,
+        "polarity": "near is white" if args.control_mode == "disparity" else "near is black",
+        "percentiles": tuple(args.control_percentiles),
+    }
+    what = (
+        f"Depth adherence of at most {args.validation_images} images that were kept out "
+        f"({args.validation_inference_steps} steps, guidance {args.validation_guidance_scale}): depth estimated from "
+        "what was generated, against the depth asked for, aligned in log depth"
+    )
+    tags = ["controlnet", "stable-diffusion", "depth", "depthfm"]
+    base = args.pretrained_model_name_or_path
+    title, usage = CONTROLNET_TITLE.format(**facts), CONTROLNET.format(**facts)
+    _write(args, base, title, usage, what, scores, "text-to-image", tags)
+
+
+def _write(
+    args: argparse.Namespace,
+    base: str,
+    title: str,
+    usage: str,
+    what_is_scored: str,
+    scores: Mapping[str, float],
+    task: str,
+    tags: Sequence[str],
+) -> None:
+    table = "Not validated: nothing was kept out."
     if scores:
         rows = "\n".join(f"| {metric} | {value:.4f} |" for metric, value in scores.items())
-        table = (
-            f"Scores of 1 step on at most {args.validation_frames} frames of scenes kept out (`_depth`, `_log`: "
-            f"aligned by least squares in depth or in log depth):\n\n| metric | mean |\n|---|---|\n{rows}"
-        )
-    shown = ("learning_rate", "max_train_steps", "train_batch_size", "gradient_accumulation_steps", "seed")
+        table = f"{what_is_scored}:\n\n| metric | mean |\n|---|---|\n{rows}"
     card = ModelCardData(
         library_name="diffusers",
-        pipeline_tag="depth-estimation",
-        tags=["depth-estimation", "flow-matching", "depthfm", *(["lora"] if args.lora_rank else [])],
-        base_model=args.pretrained_model_name_or_path if _is_hub_id(args.pretrained_model_name_or_path) else None,
+        pipeline_tag=task,
+        tags=list(tags),
+        base_model=base if _is_hub_id(args.pretrained_model_name_or_path) else None,
     )
     text = TEXT.format(
-        name=name,
-        usage=(ADAPTERS if args.lora_rank else WHOLE_MODEL).format(name=name, base=base),
-        base=base,
-        data=data,
+        name=_name(args),
+        title=title,
+        usage=usage,
+        base=_public_name(base),
+        data=", ".join(_public_name(d["path"] if isinstance(d, dict) else d) for d in args.train_data),
         scores=table,
-        settings=json.dumps({k: getattr(args, k) for k in shown}, indent=2),
+        settings=json.dumps({key: getattr(args, key) for key in SETTINGS}, indent=2),
     )
     ModelCard(f"---\n{card.to_yaml()}\n---\n\n{text}").save(Path(args.output_dir) / "README.md")
+
+
+def _name(args: argparse.Namespace) -> str:
+    return args.hub_model_id or Path(args.output_dir).resolve().name
 
 
 def check_hub_access(repo_id: str) -> None:

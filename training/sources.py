@@ -6,14 +6,15 @@ import csv
 import glob
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from frame_source import FrameSource, SourceConfig
+from frame_source import FrameSource, ImageSourceConfig, SourceConfig
 from pair_frames import PairFrames
-from table_frames import METADATA_NAMES, open_image_folder, open_parquet
+from sampling import SourceIndices
+from table_frames import METADATA_NAMES, TableFrames, open_image_folder, open_parquet
 from tar_frames import TarFrames
 from torch.utils.data import Dataset
 
@@ -29,7 +30,7 @@ SPLIT_NAMES = {
 
 
 def open_source(config: SourceConfig, streaming: bool = False) -> FrameSource:
-    """Opens a data source.
+    """Opens a data source of frames.
 
     WebDataset shards are read in place. Parquet files are brought into the cache of `datasets`, which follows changes
     of the files. Image folders and pairs are read file by file.
@@ -43,20 +44,17 @@ def open_source(config: SourceConfig, streaming: bool = False) -> FrameSource:
         FileNotFoundError: If there is nothing at the path.
         ValueError: If what is there is not of the format, or the format cannot be told, or there is no frame.
     """
-    paths = [found for path in config.paths for found in _expand(path)]
+    paths = [found for path in config.paths for found in expand(path)]
     kind = _detect(config, paths) if config.format == "auto" else config.format
     if kind in ("webdataset", "parquet"):
-        suffix = next(s for s, name in SUFFIX_FORMATS.items() if name == kind)
-        files = list(dict.fromkeys(file for path in paths for file in _files_with_suffix(path, suffix)))
-        return TarFrames(config, files, streaming) if kind == "webdataset" else open_parquet(config, files)
-    if len(paths) != 1:
-        raise ValueError(f"Data source {config.name}: format {kind} takes one folder, got {len(paths)} paths.")
-    folder = paths[0]
-    if not folder.is_dir():
-        raise ValueError(f"Data source {config.name}: format {kind} takes a folder, {folder} is a file.")
+        files = files_of_format(paths, kind)
+        return (
+            TarFrames(config, files, streaming) if kind == "webdataset" else open_parquet(config, files, TableFrames)
+        )
+    folder = only_folder(config, kind, paths)
     if kind == "pairs":
         return PairFrames(config, folder)
-    return open_image_folder(config, folder, _metadata_files(folder))
+    return open_image_folder(config, folder, metadata_files(folder), TableFrames)
 
 
 class MixedFrames(Dataset):
@@ -100,20 +98,32 @@ class MixedFrames(Dataset):
             self.groups = self._join_groups()
 
     @classmethod
-    def open(cls, settings: Iterable[str | dict[str, Any]], streaming: bool = False) -> MixedFrames:
+    def open(
+        cls,
+        settings: Iterable[str | dict[str, Any]],
+        streaming: bool = False,
+        config_class: type[ImageSourceConfig] = SourceConfig,
+        open_one: Callable[..., FrameSource] = open_source,
+    ) -> MixedFrames:
         """Opens sources from their settings, see `SourceConfig.parse`.
 
         Plain paths of `.tar` files together are one source, as a shell's pattern gives them; so are `.parquet` files.
+
+        Args:
+            settings: A path, or a mapping, per source.
+            streaming: See `open_source`.
+            config_class: What a setting is read as.
+            open_one: Opens a source from a `config_class` and `streaming`.
 
         Raises:
             TypeError: If a setting is of the wrong type.
             FileNotFoundError: If there is nothing at a path.
             ValueError: If a setting is out of range or unknown, or a source cannot be opened.
         """
-        configs: list[SourceConfig] = []
+        configs: list[ImageSourceConfig] = []
         position: dict[str, int] = {}
         for setting in settings:
-            config = SourceConfig.parse(setting)
+            config = config_class.parse(setting)
             suffix = Path(setting).suffix if isinstance(setting, str) else ""
             if suffix not in SUFFIX_FORMATS or Path(setting).is_dir():
                 configs.append(config)
@@ -122,8 +132,8 @@ class MixedFrames(Dataset):
                 configs.append(config)
             else:
                 paths = (*configs[position[suffix]].paths, setting)
-                configs[position[suffix]] = SourceConfig(tuple(dict.fromkeys(paths)))
-        return cls([open_source(config, streaming) for config in configs])
+                configs[position[suffix]] = config_class(tuple(dict.fromkeys(paths)))
+        return cls([open_one(config, streaming) for config in configs])
 
     def __len__(self) -> int:
         """Number of frames."""
@@ -138,6 +148,23 @@ class MixedFrames(Dataset):
         number = int(self.source_of[index])
         return self.sources[number][index - int(self.starts[number])]
 
+    def source_indices(self, indices: Sequence[int], weighted: bool) -> list[SourceIndices]:
+        """The chosen frames of each source that has any of them, for the sampler.
+
+        Args:
+            indices: The frames that are used; the sampler is given positions among them.
+            weighted: Whether the sources' weights count.
+        """
+        chosen = np.asarray(indices, dtype=int)
+        found = []
+        for number, weight in enumerate(self.weights):
+            positions = np.flatnonzero(self.source_of[chosen] == number)
+            if len(positions) == 0:
+                continue
+            groups = None if self.groups is None else self.groups[chosen][positions]
+            found.append(SourceIndices(positions, weight if weighted else None, groups))
+        return found
+
     def fingerprint(self) -> str:
         """A hash of the content of all sources, in their order."""
         return "-".join(source.fingerprint() for source in self.sources)
@@ -151,13 +178,47 @@ class MixedFrames(Dataset):
         return np.concatenate(joined)
 
 
-def _expand(path: str) -> list[Path]:
+def has_weights(settings: Iterable[str | dict[str, Any]]) -> bool:
+    """Whether the settings of any source name a weight."""
+    return any(isinstance(setting, dict) and "weight" in setting for setting in settings)
+
+
+def expand(path: str) -> list[Path]:
+    """What is at a path, or fits a pattern.
+
+    Raises:
+        FileNotFoundError: If nothing does.
+    """
     if Path(path).exists():
         return [Path(path)]
     found = sorted(glob.glob(path, recursive=True))
     if not found:
         raise FileNotFoundError(f"Data source {path}: there is no such file or folder.")
     return [Path(name) for name in found]
+
+
+def only_folder(config: ImageSourceConfig, kind: str, paths: Sequence[Path]) -> Path:
+    """The one folder that a format takes.
+
+    Raises:
+        ValueError: If there are several paths, or it is a file.
+    """
+    if len(paths) != 1:
+        raise ValueError(f"Data source {config.name}: format {kind} takes one folder, got {len(paths)} paths.")
+    if not paths[0].is_dir():
+        raise ValueError(f"Data source {config.name}: format {kind} takes a folder, {paths[0]} is a file.")
+    return paths[0]
+
+
+def files_of_format(paths: Sequence[Path], kind: str) -> list[Path]:
+    """The shards or Parquet files at the paths, each once.
+
+    Raises:
+        FileNotFoundError: If a folder has none.
+        ValueError: If a file has another suffix, or a folder has files of several splits.
+    """
+    suffix = next(s for s, name in SUFFIX_FORMATS.items() if name == kind)
+    return list(dict.fromkeys(file for path in paths for file in _files_with_suffix(path, suffix)))
 
 
 def _detect(config: SourceConfig, paths: Sequence[Path]) -> str:
@@ -215,7 +276,13 @@ def _files_with_suffix(path: Path, suffix: str) -> list[Path]:
     return files
 
 
-def _metadata_files(folder: Path) -> list[Path]:
+def metadata_files(folder: Path) -> list[Path]:
+    """The metadata files in a folder.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If they are of several splits.
+    """
     files = sorted(file for file in folder.rglob("metadata.*") if file.name in METADATA_NAMES)
     if not files:
         raise FileNotFoundError(f"Data source {folder}: the folder has none of {', '.join(METADATA_NAMES)} in it.")

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from datasets.packaged_modules.parquet.parquet import Parquet
-from frame_source import FrameSource, SourceConfig, scene_name, warn_without_scenes
+from frame_source import FrameSource, ImageSourceConfig, SourceConfig, scene_name, warn_without_scenes
 
 from depthfm_diffusers.frames import EncodedFrame, frame_error, has_camera
 
@@ -25,7 +25,89 @@ METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 METADATA_COLUMNS = ("fov_x_deg", "intrinsics", "depth_scale", "sky_value")
 
 
-class TableFrames(FrameSource):
+class TableSource(FrameSource):
+    """The rows of a `datasets.Dataset`, some of whose columns are pictures.
+
+    Args:
+        config: Settings of the source.
+        table: The rows.
+        files: The files that the content depends on, in order.
+        origins: For each row, the file that it is from; paths in the row start at its folder.
+        keys: Name of each row inside the source.
+        pictures: For each setting that names a picture's column, that column.
+        others: Columns that are kept beside these, where they are there.
+        scenes: Scene of each row.
+        has_intrinsics: See `FrameSource`.
+
+    Raises:
+        ValueError: If there is no such column.
+    """
+
+    def __init__(
+        self,
+        config: ImageSourceConfig,
+        table: datasets.Dataset,
+        files: Sequence[Path],
+        origins: Sequence[Path],
+        keys: Sequence[str],
+        pictures: Mapping[str, str],
+        others: Sequence[str],
+        scenes: Sequence[str],
+        has_intrinsics: bool,
+    ) -> None:
+        for setting, column in pictures.items():
+            if column not in table.column_names:
+                raise ValueError(
+                    f"Data source {config.name}: there is no column {column!r}, but {table.column_names}; set "
+                    f"{setting}."
+                )
+            if isinstance(table.features[column], datasets.Image):
+                # Decoded by us, so that a broken picture can be named.
+                table = table.cast_column(column, datasets.Image(decode=False))
+        self.origins = list(origins)
+        self.keys = list(keys)
+        self.picture_columns = list(pictures.values())
+        self.table = table.select_columns([*self.picture_columns, *others])
+        super().__init__(config, files, scenes, has_intrinsics)
+
+    def content_files(self) -> Iterable[Path]:
+        """The files of the table, and those that its rows point to."""
+        yield from self.files
+        for origin, row in zip(self.origins, self.table, strict=True):
+            for value in (row[column] for column in self.picture_columns):
+                if isinstance(value, dict):
+                    value = value.get("path") if value.get("bytes") is None else None
+                if isinstance(value, str):
+                    yield origin.parent / value
+
+    def picture(self, row: Mapping[str, Any], index: int, column: str) -> bytes:
+        """The content of a picture's file.
+
+        Raises:
+            FrameError: If it is missing, of another type, or cannot be read.
+        """
+        value, path = row[column], None
+        if isinstance(value, dict):
+            value, path = value.get("bytes"), value.get("path")
+        elif isinstance(value, str):
+            value, path = None, value
+        origin = self.origins[index]
+        if isinstance(value, bytes):
+            return value
+        if value is not None:
+            kind = type(value).__name__
+            message = f"{column} is {kind}, not an image: a datasets.Image, the bytes of a file, or its path."
+            raise frame_error(self.keys[index], str(origin), message)
+        if path is None:
+            raise frame_error(self.keys[index], str(origin), f"{column} is missing.")
+        try:
+            return (origin.parent / path).read_bytes()
+        except OSError as error:
+            message = f"{column}: cannot read {path} ({error.strerror})."
+            raise frame_error(self.keys[index], str(origin), message) from error
+
+
+class TableFrames(TableSource):
     """Frames that are the rows of a `datasets.Dataset`.
 
     Without a column `scene` each frame is a scene of its own, which is said in the log.
@@ -51,29 +133,22 @@ class TableFrames(FrameSource):
     ) -> None:
         self.image_column = config.image_column or "image"
         self.depth_column = config.depth_column or "depth"
-        names = table.column_names
-        for setting, column in (("image_column", self.image_column), ("depth_column", self.depth_column)):
-            if column not in names:
-                raise ValueError(
-                    f"Data source {config.name}: there is no column {column!r}, but {names}; set {setting}."
-                )
-        for column in (self.image_column, self.depth_column):
-            if isinstance(table.features[column], datasets.Image):
-                # Decoded by us, so that a broken picture can be named.
-                table = table.cast_column(column, datasets.Image(decode=False))
-        self.origins = list(origins)
-        self.keys = list(keys)
-        self.metadata_columns = [name for name in METADATA_COLUMNS if name in names]
-        if "scene" in names:
-            where = (f"Frame {k!r} of {o}" for k, o in zip(self.keys, self.origins, strict=True))
-            scenes = [scene_name(value, w) for value, w in zip(table["scene"], where, strict=True)]
-        else:
+        self.metadata_columns = [name for name in METADATA_COLUMNS if name in table.column_names]
+        scenes = table_scenes(table, origins, keys)
+        if scenes is None:
             warn_without_scenes(config)
-            scenes = self.keys
         cameras = table.select_columns(self.metadata_columns) if self.metadata_columns else []
-        all_cameras = len(cameras) > 0 and all(has_camera(row) for row in cameras)
-        self.table = table.select_columns([self.image_column, self.depth_column, *self.metadata_columns])
-        super().__init__(config, files, scenes, all_cameras)
+        super().__init__(
+            config,
+            table,
+            files,
+            origins,
+            keys,
+            pictures={"image_column": self.image_column, "depth_column": self.depth_column},
+            others=self.metadata_columns,
+            scenes=keys if scenes is None else scenes,
+            has_intrinsics=len(cameras) > 0 and all(has_camera(row) for row in cameras),
+        )
 
     def encoded(self, index: int) -> EncodedFrame:
         """A frame as it is in its row."""
@@ -82,47 +157,31 @@ class TableFrames(FrameSource):
             key=self.keys[index],
             origin=str(self.origins[index]),
             scene=self.scenes[index],
-            image=self._content(row, index, self.image_column),
-            depth=self._content(row, index, self.depth_column),
+            image=self.picture(row, index, self.image_column),
+            depth=self.picture(row, index, self.depth_column),
             image_field=self.image_column,
             depth_field=self.depth_column,
             metadata=self.config.frame_metadata({name: row[name] for name in self.metadata_columns}),
         )
 
-    def content_files(self) -> Iterable[Path]:
-        """The files of the table, and those that its rows point to."""
-        yield from self.files
-        for origin, row in zip(self.origins, self.table, strict=True):
-            for value in (row[self.image_column], row[self.depth_column]):
-                if isinstance(value, dict):
-                    value = value.get("path") if value.get("bytes") is None else None
-                if isinstance(value, str):
-                    yield origin.parent / value
 
-    def _content(self, row: dict[str, Any], index: int, column: str) -> bytes:
-        value, path = row[column], None
-        if isinstance(value, dict):
-            value, path = value.get("bytes"), value.get("path")
-        elif isinstance(value, str):
-            value, path = None, value
-        origin = self.origins[index]
-        if isinstance(value, bytes):
-            return value
-        if value is not None:
-            kind = type(value).__name__
-            message = f"{column} is {kind}, not an image: a datasets.Image, the bytes of a file, or its path."
-            raise frame_error(self.keys[index], str(origin), message)
-        if path is None:
-            raise frame_error(self.keys[index], str(origin), f"{column} is missing.")
-        try:
-            return (origin.parent / path).read_bytes()
-        except OSError as error:
-            message = f"{column}: cannot read {path} ({error.strerror})."
-            raise frame_error(self.keys[index], str(origin), message) from error
+def table_scenes(table: datasets.Dataset, origins: Sequence[Path], keys: Sequence[str]) -> list[str] | None:
+    """The scene of each row; `None` if there is no column for it.
+
+    Raises:
+        ValueError: If a row has none though there is a column.
+    """
+    if "scene" not in table.column_names:
+        return None
+    where = (f"Frame {key!r} of {origin}" for key, origin in zip(keys, origins, strict=True))
+    return [scene_name(value, w) for value, w in zip(table["scene"], where, strict=True)]
 
 
-def open_parquet(config: SourceConfig, files: Sequence[Path]) -> TableFrames:
-    """The rows of Parquet files, in the order of `files`; a row's key is its number in its file.
+Source = TypeVar("Source", bound=TableSource)
+
+
+def open_parquet(config: ImageSourceConfig, files: Sequence[Path], source: type[Source]) -> Source:
+    """The rows of Parquet files as a `source`, in the order of `files`; a row's key is its number in its file.
 
     Raises:
         ValueError: If a file cannot be read, or the files do not have the same columns.
@@ -142,11 +201,13 @@ def open_parquet(config: SourceConfig, files: Sequence[Path]) -> TableFrames:
     if not keys:
         raise ValueError(f"Data source {config.name}: there is no frame in it.")
     table = _prepare(config, Parquet, files, footers.hexdigest())
-    return TableFrames(config, table, files, origins, keys)
+    return source(config, table, files, origins, keys)
 
 
-def open_image_folder(config: SourceConfig, root: Path, metadata_files: Sequence[Path]) -> TableFrames:
-    """The rows of the metadata files in a folder; a row's key is its image's path in the folder.
+def open_image_folder(
+    config: ImageSourceConfig, root: Path, metadata_files: Sequence[Path], source: type[Source]
+) -> Source:
+    """The rows of the metadata files in a folder as a `source`; a row's key is its image's path in the folder.
 
     A column `NAME_file_name` has paths that are relative to its metadata file and becomes the column `NAME`; so does
     `file_name`, which becomes `image`.
@@ -168,7 +229,7 @@ def open_image_folder(config: SourceConfig, root: Path, metadata_files: Sequence
         origins += [file] * len(table)
     with _named_errors(config):
         table = datasets.concatenate_datasets(tables)
-    return TableFrames(config, table, metadata_files, origins, keys)
+    return source(config, table, metadata_files, origins, keys)
 
 
 def _parquet_footer(file: Path) -> bytes:
@@ -181,7 +242,7 @@ def _parquet_footer(file: Path) -> bytes:
 
 
 def _prepare(
-    config: SourceConfig, builder_class: type[datasets.DatasetBuilder], files: Sequence[Path], content: str
+    config: ImageSourceConfig, builder_class: type[datasets.DatasetBuilder], files: Sequence[Path], content: str
 ) -> datasets.Dataset:
     """Runs one of the library's builders; a file's times are part of its cache's name, `content` makes it sure.
 
@@ -195,7 +256,7 @@ def _prepare(
 
 
 @contextmanager
-def _named_errors(config: SourceConfig) -> Iterator[None]:
+def _named_errors(config: ImageSourceConfig) -> Iterator[None]:
     try:
         yield
     except (datasets.exceptions.DatasetsError, pa.ArrowException, ValueError, KeyError, TypeError) as error:

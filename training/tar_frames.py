@@ -7,6 +7,7 @@ between two files for a shorter one, and drops json fields that the first five f
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,62 @@ from depthfm_diffusers.frames.shards import (
     IMAGE_EXTENSIONS,
     image_extension,
     index_shard,
+    parse_metadata,
     read_metadata,
     read_span,
 )
 from depthfm_diffusers.frames.tar_index import ABSENT, Span
+
+
+class ShardFields:
+    """Where fields of each sample lie in shards, and their content read in place.
+
+    Args:
+        shards: The `.tar` files.
+        width: Number of fields of a sample.
+    """
+
+    def __init__(self, shards: Sequence[Path], width: int) -> None:
+        self.shards = list(shards)
+        # A shard that is written anew after this would be read at the old offsets.
+        self._states = [_state(shard) for shard in shards]
+        self._width = width
+        self._shard_of, self._spans = array("i"), array("q")
+
+    def add(self, shard_number: int, spans: Iterable[Span]) -> None:
+        """Adds a sample's fields."""
+        self._shard_of.append(shard_number)
+        for span in spans:
+            self._spans.extend(span)
+
+    @property
+    def shard_of(self) -> np.ndarray:
+        """Number of each sample's shard."""
+        return np.array(self._shard_of, dtype=np.int32)
+
+    def anyone_has(self, field: int) -> bool:
+        """Whether a sample has this field."""
+        return any(size >= 0 for size in self._spans[2 * field + 1 :: 2 * self._width])
+
+    def shard(self, index: int) -> Path:
+        """The shard that a sample is in."""
+        return self.shards[self._shard_of[index]]
+
+    def read(self, index: int) -> list[bytes | None]:
+        """The content of each field of a sample; `None` for those that it does not have.
+
+        Raises:
+            ValueError: If the shard is not the file any more that it was when it was indexed.
+        """
+        shard = self.shard(index)
+        if _state(shard) != self._states[self._shard_of[index]]:
+            raise ValueError(f"{shard} has changed since it was opened; start again.")
+        first = 2 * self._width * index
+        numbers = self._spans[first : first + 2 * self._width]
+        spans = [Span(*pair) for pair in zip(numbers[::2], numbers[1::2], strict=True)]
+        # Opened for each sample: nothing to share with, or to send to, the workers of a data loader.
+        with shard.open("rb") as file:
+            return [None if span.size < 0 else read_span(file, shard, span) for span in spans]
 
 
 class TarFrames(FrameSource):
@@ -38,12 +91,12 @@ class TarFrames(FrameSource):
     """
 
     def __init__(self, config: SourceConfig, shards: list[Path], sequential: bool = False) -> None:
-        keys: list[str] = []
-        scenes: list[str] = []
-        image_fields: list[str] = []
-        shard_of, spans = array("i"), array("q")
-        all_cameras = True
+        self.keys: list[str] = []
+        self.image_fields: list[str] = []
         self.depth_field = config.depth_column or DEPTH_EXTENSION
+        self.stored = ShardFields(shards, width=3)
+        scenes: list[str] = []
+        all_cameras = True
         extensions: dict[str, None] = {}
         for number, shard in enumerate(shards):
             with shard.open("rb") as file:
@@ -54,51 +107,39 @@ class TarFrames(FrameSource):
                     scenes.append(scene_name(metadata.get("scene"), where))
                     all_cameras &= has_camera(metadata)
                     image_field = config.image_column or image_extension(shard, key, members) or "image"
-                    keys.append(key)
-                    shard_of.append(number)
-                    image_fields.append(image_field)
-                    for field in (image_field, self.depth_field, "json"):
-                        spans.extend(members.get(field, ABSENT))
-        self.keys = keys
-        self.shard_of = np.array(shard_of, dtype=np.int32)
-        self.spans = np.array(spans, dtype=np.int64).reshape(-1, 3, 2)
-        self.image_fields = image_fields
-        # A shard that is written anew after this would be read at the old offsets.
-        self.states = [_state(shard) for shard in shards]
-        super().__init__(config, shards, scenes, all_cameras, self.shard_of if sequential else None)
+                    self.keys.append(key)
+                    self.image_fields.append(image_field)
+                    fields = (image_field, self.depth_field, "json")
+                    self.stored.add(number, (members.get(field, ABSENT) for field in fields))
+        super().__init__(config, shards, scenes, all_cameras, self.stored.shard_of if sequential else None)
         for what, position, wanted in (
             ("image", 0, config.image_column or ", ".join(IMAGE_EXTENSIONS)),
             ("depth", 1, self.depth_field),
         ):
-            if (self.spans[:, position, 1] < 0).all():
+            if not self.stored.anyone_has(position):
                 raise ValueError(
                     f"Data source {config.name}: no frame has {what} ({wanted}); there are {list(extensions)}."
                 )
 
     def encoded(self, index: int) -> EncodedFrame:
         """A frame as it is in its shard."""
-        number = int(self.shard_of[index])
-        shard, key = self.files[number], self.keys[index]
-        if _state(shard) != self.states[number]:
-            raise ValueError(f"{shard} has changed since it was opened; start again.")
+        key, shard = self.keys[index], str(self.stored.shard(index))
         fields = (self.image_fields[index], self.depth_field, "json")
-        # Opened for each frame: nothing to share with, or to send to, the workers of a data loader.
-        with shard.open("rb") as file:
-            spans = [Span(*map(int, span)) for span in self.spans[index]]
-            for field, span in zip(fields, spans, strict=True):
-                if span.size < 0:
-                    raise frame_error(key, str(shard), f"has no {field}.")
-            image, depth = (read_span(file, shard, span) for span in spans[:2])
-            metadata = read_metadata(file, shard, key, spans[2])
+        contents = []
+        for field, content in zip(fields, self.stored.read(index), strict=True):
+            if content is None:
+                raise frame_error(key, shard, f"has no {field}.")
+            contents.append(content)
+        image, depth, metadata = contents
         return EncodedFrame(
             key=key,
-            origin=str(shard),
+            origin=shard,
             scene=self.scenes[index],
             image=image,
             depth=depth,
             image_field=fields[0],
             depth_field=fields[1],
-            metadata=self.config.frame_metadata(metadata),
+            metadata=self.config.frame_metadata(parse_metadata(metadata, f"Frame {key!r} of {shard}")),
         )
 
 

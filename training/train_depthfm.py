@@ -13,13 +13,12 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import DistributedType
 from base_model import CONV_IN_INITS, build_pipeline, is_depthfm
 from config import base_parser, fraction, natural_number, non_negative, parse_with_config, positive_int
 from depth_transforms import AugmentationConfig
 from flow_data import CachedLatents, FlowDraws, FlowFrames, cache_latents, encode_batch
-from loop import COUNT, Trainer, build_accelerator, log_pictures, write_run_config
-from lora import TARGET_MODULES, add_lora, checkpoint_adapters_only, save_adapters
+from loop import COUNT, Trainer, build_accelerator, check_can_validate, log_pictures, write_run_config
+from lora import TARGET_MODULES, add_lora, checkpoint_trained_only, save_adapters
 from model_card import check_hub_access, push_to_hub, write_model_card
 from objective import (
     START_DISTRIBUTIONS,
@@ -30,7 +29,7 @@ from objective import (
     predict_velocity,
 )
 from sampling import EpochBatchSampler
-from sources import MixedFrames
+from sources import MixedFrames, has_weights
 from validation import depth_grid, score_frames
 
 from depthfm_diffusers import DepthFMPipeline
@@ -165,8 +164,7 @@ def open_frames(args: argparse.Namespace, accelerator: Accelerator) -> tuple[Mix
             "intrinsics. Set fov_x_deg for that source (docs/train.md), or leave the loss out."
         )
     train, held_out = split_by_scene(frames.scenes, args.validation_fraction)
-    if held_out and accelerator.distributed_type is DistributedType.FSDP:
-        raise ValueError("--validation_fraction must be 0 under FSDP: one process validates, and it has only a shard.")
+    check_can_validate(held_out, accelerator)
     return frames, train, held_out
 
 
@@ -203,8 +201,7 @@ def prepare_samples(
         skip_bad_frames=args.bad_frames == "skip",
     )
     size = dataset.size
-    weighted = any(isinstance(setting, dict) and "weight" in setting for setting in args.train_data)
-    sources = dataset.source_indices(weighted)
+    sources = frames.source_indices(train, has_weights(args.train_data))
     sampler = EpochBatchSampler(sources, args.train_batch_size, args.seed, accelerator.num_processes)
     if args.cache_latents > 0:
         folder = cache_latents(
@@ -270,7 +267,7 @@ def main(argv: list[str] | None = None) -> None:
         log_pictures(accelerator, "image | truth | 1, 2, 4 steps", grid, step)
 
     if args.lora_rank:
-        checkpoint_adapters_only(accelerator)
+        checkpoint_trained_only(accelerator)
     trainer = Trainer(args, accelerator, pipe.unet, data.dataset, data.sampler, compute_loss, validate)
     accelerator.init_trackers("depthfm")
     trainer.run()

@@ -1,5 +1,6 @@
 """Scores for depth maps: alignment to the truth, then error measures; and benchmarks that are made of them."""
 
+from .adherence import depth_adherence
 from .alignment import ALIGNMENT_METHODS, ALIGNMENT_SPACES, Alignment, align, prediction_in_space
 from .boundary import boundary_f1
 from .metrics import (
@@ -26,6 +27,7 @@ __all__ = [
     "all_metrics",
     "boundary_f1",
     "delta_accuracy",
+    "depth_adherence",
     "inverse_rmse",
     "log10_error",
     "normal_angles",

@@ -79,7 +79,7 @@ def run_evaluation(
             processes.wait_for_everyone()
 
     if rank == 0:
-        begin_run(folder, identity, _now())
+        begin_run(folder, identity, now())
     wait_for_everyone()
     started = check_run(folder, identity)
     done = read_results(folder)
@@ -89,7 +89,7 @@ def run_evaluation(
     found = sum(key in done for key in keys)
     if on_progress is not None:
         on_progress(found, found + len(pending))
-    with ResultWriter(folder, rank) as writer, _threads(settings.threads):
+    with ResultWriter(folder, rank) as writer, threads(settings.threads):
         for position, index in enumerate(pending, start=1):
             begin = time.perf_counter()
             entry = _score(pipe, data, index, protocol)
@@ -105,12 +105,12 @@ def run_evaluation(
             f"{len(missing)} of {len(keys)} images were not evaluated, the first is {missing[0]!r}: do all processes "
             f"write to the same folder {folder}?"
         )
-    report = build_report(described, [entries[key] for key in keys], {"started": started, "finished": _now()})
+    report = build_report(described, [entries[key] for key in keys], {"started": started, "finished": now()})
     # Nobody removes what another is still reading.
     wait_for_everyone()
     if rank == 0:
         if contact_sheet_path is not None:
-            with _threads(settings.threads):
+            with threads(settings.threads):
                 sheet = contact_sheet(pipe, data, pick_images(report["per_image"]), protocol)
             with atomic_write(contact_sheet_path) as temporary:
                 save_image(temporary, sheet)
@@ -165,12 +165,13 @@ def _score(pipe: DepthFMPipeline, data: BenchmarkData, index: int, protocol: Pro
         raise kind(f"image {data.keys[index]!r}: {error}") from error
 
 
-def _now() -> str:
+def now() -> str:
+    """The time, to the second, as reports have it."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 @contextmanager
-def _threads(number: int) -> Iterator[None]:
+def threads(number: int) -> Iterator[None]:
     """Sets torch's number of threads for a while: sums that are split in another way have other last digits."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)

@@ -82,25 +82,34 @@ def contact_sheet(
         near, far = np.quantile(np.log(sample.depth[sample.valid]), (0.02, 0.98))
         tiles = [
             sample.image,
-            _masked(_color_depth(np.where(sample.valid, sample.depth, 1), near, far), sample.valid),
-            _color_depth(aligned, near, far),
+            _masked(color_depth(np.where(sample.valid, sample.depth, 1), near, far), sample.valid),
+            color_depth(aligned, near, far),
             _masked(colorize_depth(np.clip(error / MAX_ERROR, 0, 1), ERROR_COLORMAP), sample.valid),
         ]
         title = f"{rank}: {entry['key']}   AbsRel {entry['abs_rel']:.3f}   δ1 {entry['delta1']:.3f}"
-        rows.append((title, [_shrink(tile) for tile in tiles]))
-    return _draw(rows)
+        rows.append((title, tiles))
+    return draw_sheet(COLUMNS, rows)
 
 
-def _draw(rows: Sequence[tuple[str, Sequence[NDArray[np.uint8]]]]) -> NDArray[np.uint8]:
-    """Puts titled rows of tiles of one width below each other."""
-    width = MARGIN + len(COLUMNS) * (TILE_WIDTH + MARGIN)
+def draw_sheet(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[NDArray[np.uint8]]]]) -> NDArray[np.uint8]:
+    """Puts titled rows of pictures below each other, all resized to one width.
+
+    Args:
+        columns: What is above each column.
+        rows: Title and pictures (H×W×3, uint8) of each row, as many as there are columns.
+
+    Returns:
+        H×W×3, uint8.
+    """
+    rows = [(title, [_shrink(tile) for tile in tiles]) for title, tiles in rows]
+    width = MARGIN + len(columns) * (TILE_WIDTH + MARGIN)
     height = MARGIN + LINE + sum(LINE + max(tile.shape[0] for tile in tiles) + MARGIN for _, tiles in rows)
     sheet = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(sheet)
     # Pillow's own font has no Greek, and names of images may be in any script.
     font = ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), TEXT_SIZE)
-    lefts = [MARGIN + column * (TILE_WIDTH + MARGIN) for column in range(len(COLUMNS))]
-    for left, column in zip(lefts, COLUMNS, strict=True):
+    lefts = [MARGIN + column * (TILE_WIDTH + MARGIN) for column in range(len(columns))]
+    for left, column in zip(lefts, columns, strict=True):
         draw.text((left, MARGIN), column, "black", font)
     top = MARGIN + LINE
     for title, tiles in rows:
@@ -112,8 +121,8 @@ def _draw(rows: Sequence[tuple[str, Sequence[NDArray[np.uint8]]]]) -> NDArray[np
     return np.asarray(sheet)
 
 
-def _color_depth(depth: NDArray[np.floating], log_near: float, log_far: float) -> NDArray[np.uint8]:
-    """Colours metric depth by its place between two log depths."""
+def color_depth(depth: NDArray[np.floating], log_near: float, log_far: float) -> NDArray[np.uint8]:
+    """Colours depth by its place between two log depths: H×W×3, uint8."""
     extent = max(log_far - log_near, 1e-6)
     return colorize_depth(np.clip((np.log(depth) - log_near) / extent, 0, 1))
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ..geometry import intrinsics_from_fov
 from .frame import Frame, FrameError
@@ -107,8 +107,12 @@ def open_picture(encoded: EncodedFrame, content: bytes, field: str) -> Image.Ima
     return picture
 
 
-def decode_image(encoded: EncodedFrame) -> np.ndarray:
+def decode_image(encoded: EncodedFrame, upright: bool = False) -> np.ndarray:
     """The image of a frame, H×W×3, uint8.
+
+    Args:
+        encoded: The frame.
+        upright: Whether an EXIF orientation is applied: it is not where a depth map belongs to the stored pixels.
 
     Raises:
         FrameError: If it cannot be decoded, or has more than 8 bits per channel.
@@ -117,7 +121,7 @@ def decode_image(encoded: EncodedFrame) -> np.ndarray:
     if picture.mode == "F" or picture.mode.startswith("I"):
         raise encoded.error(f"{encoded.image_field} has mode {picture.mode!r}, not 8 bits per channel.")
     picture.info.pop("transparency", None)  # dropped; Pillow would warn
-    return np.asarray(picture.convert("RGB"))
+    return np.asarray((ImageOps.exif_transpose(picture) if upright else picture).convert("RGB"))
 
 
 def _decode_depth(encoded: EncodedFrame) -> np.ndarray:

@@ -81,8 +81,17 @@ def read_metadata(file: BinaryIO, shard: Path, key: str, span: Span) -> dict[str
     where = f"Frame {key!r} of {shard}"
     if span.size < 0:
         raise ValueError(f"{where} has no json.")
+    return parse_metadata(read_span(file, shard, span), where)
+
+
+def parse_metadata(content: bytes, where: str) -> dict[str, Any]:
+    """What a json says; `where` is what messages call its frame.
+
+    Raises:
+        ValueError: If it is not a json object.
+    """
     try:
-        metadata = json.loads(read_span(file, shard, span))
+        metadata = json.loads(content)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{where}: its json cannot be read ({error}).") from error
     if not isinstance(metadata, dict):

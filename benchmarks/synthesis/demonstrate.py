@@ -1,0 +1,88 @@
+"""Shows in small that images made with a depth ControlNet follow the depth, and that those without it do not.
+
+    python benchmarks/synthesis/demonstrate.py --shards SHARD.tar ... --work DIR
+
+Runs, one after the other: `caption_scenes.py`, `train_base.py`, `training/train_depth_controlnet.py` and
+`depthfm adherence` on frames of scenes that nothing was trained on. What was stopped goes on. The report and its
+picture are copied to `--output` and `--plots`; docs/synthesis.md shows them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+# Alike for both trainings: the second then finds the images of the first encoded.
+DATA = ["--min_crop", "0.7", "--train_batch_size", "16", "--mixed_precision", "bf16", "--channels_last"]
+GOING_ON = ["--checkpoints_total_limit", "2", "--resume_from_checkpoint", "latest"]
+BASE = [
+    *("--max_train_steps", "7000", "--learning_rate", "1e-3", "--lr_warmup_steps", "200", "--ema_decay", "0.998"),
+    *("--cache_latents", "3", "--validation_steps", "7000"),
+]
+CONTROLNET = [
+    *("--max_train_steps", "2000", "--learning_rate", "1e-3", "--lr_scheduler", "cosine", "--lr_warmup_steps", "100"),
+    *("--conditioning_embedding_out_channels", "8", "16", "32", "64", "--proportion_empty_prompts", "0.1"),
+    *("--cache_latents", "2", "--validation_guidance_scale", "2", "--validation_steps", "1000"),
+]
+ADHERENCE = ["--steps", "20", "--guidance-scale", "2"]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The script's flags."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shards", nargs="+", type=Path, required=True, help="Rendered scenes with depth.")
+    parser.add_argument("--work", type=Path, required=True, help="Folder for data and models.")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/synthesis", help="Folder of the report.")
+    parser.add_argument("--plots", type=Path, default=ROOT / "docs/results", help="Folder of the picture.")
+    parser.add_argument("--images", type=int, default=None, help="Held-out frames to measure on; default: all.")
+    parser.add_argument("--print", action="store_true", dest="only_print", help="Print the commands, run none.")
+    return parser
+
+
+def commands(args: argparse.Namespace) -> list[list[str]]:
+    """The commands, in order."""
+    work, here = args.work, Path(__file__).parent
+    captioned = work / "captioned"
+    shards = [str(captioned / shard.name) for shard in args.shards]
+    base, controlnet, latents = work / "base", work / "controlnet", ["--latent_cache_dir", str(work / "latents")]
+    python = sys.executable
+    limit = [] if args.images is None else ["--limit", str(args.images)]
+    train_base = [
+        *(python, str(here / "train_base.py"), "--train_data", *shards, "--output_dir", str(base)),
+        *(*DATA, *latents, *BASE, *GOING_ON),
+    ]
+    train_controlnet = [
+        *(python, str(ROOT / "training/train_depth_controlnet.py"), "--train_data", *shards),
+        *("--pretrained_model_name_or_path", str(base), "--output_dir", str(controlnet)),
+        *(*DATA, *latents, *CONTROLNET, *GOING_ON),
+    ]
+    adherence = [
+        *(python, "-m", "depthfm_diffusers.cli", "adherence", str(captioned / "held_out")),
+        *("--prompts", str(captioned / "held_out/metadata.jsonl"), "--base", str(base)),
+        *("--controlnet", str(controlnet), "--output", str(work / "adherence.json"), *ADHERENCE, *limit),
+    ]
+    caption = [python, str(here / "caption_scenes.py"), *map(str, args.shards), "--output", str(captioned)]
+    return [caption, train_base, train_controlnet, adherence]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the program; `argv` defaults to the command line."""
+    args = build_parser().parse_args(argv)
+    for command in commands(args):
+        print(shlex.join(command), flush=True)
+        if not args.only_print:
+            subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    if not args.only_print:
+        shutil.copy(args.work / "adherence.json", args.output / "adherence.json")
+        args.plots.mkdir(parents=True, exist_ok=True)
+        shutil.copy(args.work / "adherence.png", args.plots / "depth_adherence.png")
+
+
+if __name__ == "__main__":
+    main()

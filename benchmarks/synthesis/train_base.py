@@ -1,0 +1,130 @@
+"""Trains a small Stable Diffusion (2.1's layout) on images with captions: a base for a depth ControlNet to follow.
+
+    python benchmarks/synthesis/train_base.py --train_data ... --output_dir DIR
+
+The autoencoder is the bundled depthfm-tiny's, and stays as it is; the text encoder is a random CLIP of two layers that
+reads bytes, and is not trained either: it tells a few captions apart, which is all that is asked of it. The UNet is
+trained on v-prediction, with a last step of pure noise (arXiv 2305.08891). The result in `--output_dir` is a folder
+that `StableDiffusionPipeline.from_pretrained` loads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "training"))
+
+from config import base_parser, fraction, natural_number, parse_with_config
+from control_data import prompt_embeddings
+from denoising import denoising_loss
+from loop import Trainer, build_accelerator, write_run_config
+from train_depth_controlnet import open_images, prepare_samples
+
+from depthfm_diffusers import default_model_path
+
+SCHEDULE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "clip_sample": False,
+    "timestep_spacing": "trailing",
+}
+MAX_TOKENS = 24
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The script's flags."""
+    parser = base_parser(__doc__.splitlines()[0])
+    here = Path(__file__).resolve().parent
+    model = parser.add_argument_group("model")
+    model.add_argument("--unet_config", default=str(here / "unet.json"), help="JSON configuration of the UNet.")
+    model.add_argument("--vae", default=str(default_model_path() / "vae"), help="AutoencoderKL folder.")
+    model.add_argument("--resolution", type=int, nargs=2, metavar=("H", "W"), help="Resize images to cover this.")
+    model.add_argument("--proportion_empty_prompts", type=fraction, default=0.1, help="Captions left out.")
+    model.add_argument("--cache_latents", type=natural_number, default=0, help="Variants encoded once; 0: every step.")
+    model.add_argument("--latent_cache_dir", default=None, help="Where they are kept; default: in --output_dir.")
+    return parser
+
+
+def build_tokenizer() -> CLIPTokenizer:
+    """A CLIP tokenizer that knows single bytes only, as many of them as `MAX_TOKENS` at once."""
+    # CLIP's alphabet: printable bytes stand for themselves, the others are moved up.
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    letters = [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]
+    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+        Path(folder, "merges.txt").write_text("#version: 0.2\n")
+        settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": MAX_TOKENS, "pad_token": "<|endoftext|>"}
+        Path(folder, "tokenizer_config.json").write_text(json.dumps(settings))
+        return CLIPTokenizer.from_pretrained(folder)
+
+
+def build_base(args: argparse.Namespace) -> StableDiffusionPipeline:
+    """The untrained model around its autoencoder."""
+    unet = UNet2DConditionModel.from_config(json.loads(Path(args.unet_config).read_text()))
+    tokenizer = build_tokenizer()
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=unet.config.cross_attention_dim,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=MAX_TOKENS,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+    return StableDiffusionPipeline(
+        vae=AutoencoderKL.from_pretrained(args.vae),
+        text_encoder=text_encoder.eval().requires_grad_(False),
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=DDIMScheduler(**SCHEDULE, set_alpha_to_one=True),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the training; `argv` defaults to the command line."""
+    args = parse_with_config(build_parser(), argv)
+    accelerator = build_accelerator(args)
+    write_run_config(args, accelerator)
+    images, train, _ = open_images(args)
+    pipe = build_base(args)
+    pipe.vae.requires_grad_(False).to(accelerator.device)
+    pipe.text_encoder.to(accelerator.device)
+    if args.channels_last:
+        pipe.unet.to(memory_format=torch.channels_last)
+    schedule = DDPMScheduler(**SCHEDULE)
+    samples = prepare_samples(args, images, train, pipe, schedule, None, accelerator)
+
+    def compute_loss(unet: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        batch = samples.encode(batch)
+        embedding = prompt_embeddings(pipe.text_encoder, batch, samples.empty_tokens)
+        return {"loss": denoising_loss(schedule, batch, lambda x, t: unet(x, t, embedding, return_dict=False)[0])}
+
+    trainer = Trainer(args, accelerator, pipe.unet, samples.dataset, samples.sampler, compute_loss, lambda _: None)
+    accelerator.init_trackers("base")
+    trainer.run()
+    pipe.unet = trainer.final_model().eval().to(memory_format=torch.contiguous_format)
+    if accelerator.is_main_process:
+        pipe.save_pretrained(args.output_dir)
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()
