@@ -38,7 +38,8 @@ def control_image_from_log_depth(
         percentiles: The percentiles that become 0 and 1, in percent; (0, 100) is min-max, as MiDaS's own maps.
 
     Returns:
-        N×3×H×W, float32 multiples of 1/255 in [0, 1], three equal channels, on the device of `log_depth`. A map that
+        N×3×H×W, float32 multiples of 1/255 in [0, 1], three equal channels, on the device of `log_depth`, without
+        gradient. A map that
         is constant up to rounding gives 0. Where both percentiles are equal but the map is not constant, what lies
         above them gives 1 and the rest 0.
 
@@ -49,9 +50,10 @@ def control_image_from_log_depth(
     check_control_arguments(control_mode, percentiles)
     if log_depth.ndim != 4 or log_depth.shape[1] != 1 or log_depth.numel() == 0:
         raise ValueError(f"`log_depth` must have shape N×1×H×W with at least one pixel, got {tuple(log_depth.shape)}.")
+    log_depth = log_depth.detach().float()
     if not torch.isfinite(log_depth).all():
         raise ValueError("`log_depth` holds NaN or infinite values: fill holes before making a control image.")
-    return torch.cat([_control_image(one[None].float(), control_mode, percentiles) for one in log_depth])
+    return torch.cat([_control_image(one[None], control_mode, percentiles) for one in log_depth])
 
 
 def check_control_arguments(control_mode: str, percentiles: Sequence[float]) -> None:
@@ -62,8 +64,11 @@ def check_control_arguments(control_mode: str, percentiles: Sequence[float]) -> 
     """
     if control_mode not in CONTROL_MODES:
         raise ValueError(f"`control_mode` must be one of {CONTROL_MODES}, got {control_mode!r}.")
-    rising = len(percentiles) == 2 and 0 <= percentiles[0] < percentiles[1] <= 100
-    if not rising:
+    try:
+        low, high = (float(percentile) for percentile in percentiles)
+    except (TypeError, ValueError):
+        low = high = float("nan")
+    if not 0 <= low < high <= 100:
         raise ValueError(
             f"The percentiles of the control image must be two numbers, 0 <= low < high <= 100, got {percentiles!r}."
         )

@@ -58,11 +58,13 @@ class InitialImages:
             last), else one tensor N×3×H×W, both float32 in [0, 1]; or latents N×C×h×w.
         loaded: 1×3×H×W each, float32 in [0, 1], for the depth estimator; `None` for latents.
         sizes: Height and width of each in pixels; those of latents are multiples of the autoencoder's factor.
+        masks: For inpainting, one mask or one per image; see `load_masks`.
     """
 
     pictures: Pictures
     loaded: list[torch.Tensor] | None
     sizes: list[Size]
+    masks: Pictures | None = None
 
     def check_depth_sizes(self, log_depths: Sequence[torch.Tensor] | None, multiple: int) -> None:
         """Checks that depth maps, if given, are those of the images.
@@ -85,9 +87,33 @@ class InitialImages:
                 f"{self.sizes}, depth maps of {sizes}. Resize the depth before the call."
             )
 
-    def for_diffusers(self, num_images_per_prompt: int) -> Any:
-        """The images as diffusers takes them: one, or a batch in the order of the generated images."""
-        return _batch(self.pictures, num_images_per_prompt)
+    def check_output_size(self, height: int, width: int) -> None:
+        """Checks that latents, which cannot be resized, are of the size of the generated images.
+
+        Args:
+            height: Height of the generated images in pixels.
+            width: Width of the generated images.
+
+        Raises:
+            ValueError: If they are latents of another size.
+        """
+        if self.loaded is None and (height, width) != self.sizes[0]:
+            raise ValueError(
+                f"`image` holds latents of {self.sizes[0][0]}×{self.sizes[0][1]} pixels (height × width), which are "
+                f"not resized, but `height` and `width` ask for {height}×{width}."
+            )
+
+    def for_diffusers(self, num_images_per_prompt: int) -> dict[str, Any]:
+        """Images and masks as diffusers takes them: one, or a batch in the order of the generated images.
+
+        Args:
+            num_images_per_prompt: How often each image is needed.
+
+        Returns:
+            The arguments `image` and, with masks, `mask_image` of diffusers' `__call__`.
+        """
+        masks = {} if self.masks is None else {"mask_image": _batch(self.masks, num_images_per_prompt)}
+        return {"image": _batch(self.pictures, num_images_per_prompt), **masks}
 
 
 def load_initial_images(image: Any, latent_channels: int | None, vae_scale_factor: int) -> InitialImages:
@@ -123,17 +149,16 @@ def load_initial_images(image: Any, latent_channels: int | None, vae_scale_facto
     return InitialImages(pictures, loaded, sizes)
 
 
-def load_masks(mask_image: Any, images: InitialImages, num_images_per_prompt: int) -> Any:
+def load_masks(mask_image: Any, image_sizes: Sequence[Size]) -> Pictures:
     """Reads inpainting masks: white (or 1) is repainted.
 
     Args:
         mask_image: One mask, or one per image: PIL images, arrays (H×W, H×W×1 or N×H×W×1) or tensors (H×W, 1×H×W or
             N×1×H×W) in [0, 1], or a list of these.
-        images: The images that they belong to.
-        num_images_per_prompt: How often each mask is needed.
+        image_sizes: Height and width of the images that they belong to.
 
     Returns:
-        The masks as diffusers takes them: PIL images, or a tensor N×1×H×W.
+        PIL images, or a tensor N×1×H×W.
 
     Raises:
         TypeError: If there is no mask, or one is of another type.
@@ -154,12 +179,12 @@ def load_masks(mask_image: Any, images: InitialImages, num_images_per_prompt: in
             raise ValueError("`mask_image` must have values in [0, 1]: 1 where the image is repainted.")
         # What is not of the images' size is refused below, so these can be one tensor.
         masks = torch.cat(loaded) if loaded and len(set(sizes)) == 1 else []
-    if sizes != images.sizes and not (len(sizes) == 1 and set(sizes) == set(images.sizes)):
+    if sizes != list(image_sizes) and not (len(sizes) == 1 and set(sizes) == set(image_sizes)):
         raise ValueError(
             "`mask_image` must be one mask of the images' size, or one mask per image of that image's size: images of "
-            f"(height, width) {images.sizes}, masks of {sizes}."
+            f"(height, width) {list(image_sizes)}, masks of {sizes}."
         )
-    return _batch(masks, num_images_per_prompt)
+    return masks
 
 
 def to_pil(image: torch.Tensor) -> Image.Image:

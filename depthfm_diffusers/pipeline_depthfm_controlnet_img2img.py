@@ -6,26 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, UNet2DConditionModel
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from diffusers.models import MultiControlNetModel
-from diffusers.schedulers import KarrasDiffusionSchedulers
 
 from .control_image import DEFAULT_CONTROL_PERCENTILES
-from .control_inputs import load_initial_images, load_log_depths
+from .control_inputs import load_initial_images
 from .depth_control import DepthControlMixin
 from .hub import NativeLibraryNamesMixin
 from .pipeline_output import DepthFMControlNetOutput
-from .prompt_embedding import PromptEmbedding
-from .scheduling_flow_matching_image_to_depth import FlowMatchingImageToDepthScheduler
-from .stable_diffusion import (
-    CLIPImageProcessor,
-    CLIPTextModel,
-    CLIPTokenizer,
-    CLIPVisionModelWithProjection,
-    StableDiffusionControlNetImg2ImgPipeline,
-    StableDiffusionSafetyChecker,
-)
+from .stable_diffusion import StableDiffusionControlNetImg2ImgPipeline
 
 
 class DepthFMControlNetImg2ImgPipeline(
@@ -38,73 +26,8 @@ class DepthFMControlNetImg2ImgPipeline(
     same to the bit. (With several images *and* several images per prompt they are not, on purpose: diffusers then
     joins images with the prompts and control images of others.)
 
-    Args:
-        vae: Stable Diffusion's autoencoder.
-        text_encoder: Encoder of the prompts.
-        tokenizer: Tokenizer of the prompts.
-        unet: Stable Diffusion's denoiser.
-        controlnet: The ControlNet that follows the depth, or several.
-        scheduler: Stable Diffusion's scheduler.
-        safety_checker: Detector of offensive images, or `None`.
-        feature_extractor: What prepares images for the safety checker and for IP-Adapters, or `None`.
-        depth_unet: Velocity field of the depth estimator; see `DepthFMPipeline` for all four of its components.
-        depth_vae: Autoencoder of the depth estimator. May be the same module as `vae`.
-        depth_scheduler: Scheduler of the depth estimator.
-        depth_prompt_embedding: Constant embedding of the depth estimator.
-        image_encoder: Image encoder of an IP-Adapter, or `None`.
-        requires_safety_checker: Whether diffusers warns where there is no safety checker.
-        default_depth_num_inference_steps: Steps of the depth estimator if a call names none.
-        default_depth_processing_resolution: Longer side in pixels at which depth is estimated if a call names none; 0
-            for the images' own size.
-        rescale_depth_self_attention: See `rescale_self_attention` of `DepthFMPipeline`.
-
-    Raises:
-        TypeError: If a default is not an integer.
-        ValueError: If components do not fit together (ControlNet, UNet and text encoder of different widths, for
-            instance), or if a default is out of its range.
+    Components and parameters are described in the constructor.
     """
-
-    def __init__(
-        self,
-        vae: AutoencoderKL,
-        text_encoder: CLIPTextModel,
-        tokenizer: CLIPTokenizer,
-        unet: UNet2DConditionModel,
-        controlnet: ControlNetModel | list[ControlNetModel] | tuple[ControlNetModel, ...] | MultiControlNetModel,
-        scheduler: KarrasDiffusionSchedulers,
-        safety_checker: StableDiffusionSafetyChecker,
-        feature_extractor: CLIPImageProcessor,
-        depth_unet: UNet2DConditionModel,
-        depth_vae: AutoencoderKL | AutoencoderTiny,
-        depth_scheduler: FlowMatchingImageToDepthScheduler,
-        depth_prompt_embedding: PromptEmbedding,
-        image_encoder: CLIPVisionModelWithProjection | None = None,
-        requires_safety_checker: bool = True,
-        default_depth_num_inference_steps: int = 2,
-        default_depth_processing_resolution: int = 640,
-        rescale_depth_self_attention: bool = False,
-    ) -> None:
-        super().__init__(
-            vae=vae,
-            text_encoder=text_encoder,
-            tokenizer=tokenizer,
-            unet=unet,
-            controlnet=controlnet,
-            scheduler=scheduler,
-            safety_checker=safety_checker,
-            feature_extractor=feature_extractor,
-            image_encoder=image_encoder,
-            requires_safety_checker=requires_safety_checker,
-        )
-        self.register_depth_components(
-            depth_unet,
-            depth_vae,
-            depth_scheduler,
-            depth_prompt_embedding,
-            default_depth_num_inference_steps,
-            default_depth_processing_resolution,
-            rescale_depth_self_attention,
-        )
 
     @torch.no_grad()
     def __call__(
@@ -164,7 +87,7 @@ class DepthFMControlNetImg2ImgPipeline(
                 `ensemble_size`, `processing_resolution`, `batch_size`, `generator`, ... Without `generator` and
                 `latents`, its noise starts from the seed of `generator`, which is not advanced.
             height: Height of the generated images in pixels, rounded down to a multiple of `vae_scale_factor`; `None`:
-                that of the depth. Needed, as `width` is, for images of several sizes.
+                that of `image`. Needed, as `width` is, for images of several sizes.
             width: Width of the generated images.
             strength: How much of `image` is replaced, in (0, 1]: that fraction of `num_inference_steps` is taken.
             num_inference_steps: Steps of Stable Diffusion, of which the fraction `strength` is taken.
@@ -173,7 +96,8 @@ class DepthFMControlNetImg2ImgPipeline(
             num_images_per_prompt: Number of images per prompt.
             eta: η of DDIM; other schedulers ignore it.
             generator: Source of all noise: one, or a list of one per generated image.
-            latents: Accepted by diffusers' pipeline and not used there; pass latents as `image`.
+            latents: Latents of the first step taken, instead of those of `image` with noise: images×C×h×w, as noisy
+                as that step expects. (Clean latents are passed as `image`.)
             prompt_embeds: Embeddings instead of `prompt`, prompts×tokens×width.
             negative_prompt_embeds: Embeddings instead of `negative_prompt`, of the same shape.
             ip_adapter_image: Image prompt for a loaded IP-Adapter.
@@ -199,45 +123,7 @@ class DepthFMControlNetImg2ImgPipeline(
                 network has run then.
             RuntimeError: If an output of the depth estimator is not finite.
         """
+        call = dict(locals())  # what the caller gave, by name: nothing else is defined yet
         self.check_is_complete()
         initial = load_initial_images(image, self.vae.config.latent_channels, self.vae_scale_factor)
-        log_depths = load_log_depths(depth, log_depth)
-        initial.check_depth_sizes(log_depths, self.vae_scale_factor)
-        arguments = {
-            "prompt": prompt,
-            "image": initial.for_diffusers(num_images_per_prompt),
-            "height": height,
-            "width": width,
-            "strength": strength,
-            "num_inference_steps": num_inference_steps,
-            "guidance_scale": guidance_scale,
-            "negative_prompt": negative_prompt,
-            "num_images_per_prompt": num_images_per_prompt,
-            "eta": eta,
-            "generator": generator,
-            "latents": latents,
-            "prompt_embeds": prompt_embeds,
-            "negative_prompt_embeds": negative_prompt_embeds,
-            "ip_adapter_image": ip_adapter_image,
-            "ip_adapter_image_embeds": ip_adapter_image_embeds,
-            "output_type": output_type,
-            "cross_attention_kwargs": cross_attention_kwargs,
-            "controlnet_conditioning_scale": controlnet_conditioning_scale,
-            "guess_mode": guess_mode,
-            "control_guidance_start": control_guidance_start,
-            "control_guidance_end": control_guidance_end,
-            "clip_skip": clip_skip,
-            "callback_on_step_end": callback_on_step_end,
-            "callback_on_step_end_tensor_inputs": list(callback_on_step_end_tensor_inputs),
-        }
-        return self.generate_from_depth(
-            super().__call__,
-            arguments,
-            initial.loaded,
-            log_depths,
-            control_image,
-            control_mode,
-            control_percentiles,
-            depth_kwargs,
-            return_dict,
-        )
+        return self.generate_from_depth(super().__call__, call, initial)

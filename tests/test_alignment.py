@@ -18,6 +18,10 @@ from depthfm_diffusers.image_processing import depth_from_log_depth
 
 INTO = {"depth": lambda d: d, "log": np.log, "disparity": lambda d: 1 / d}
 
+spaces = st.sampled_from(sorted(INTO))
+methods = st.sampled_from(["least_squares", "robust"])
+seeds = st.integers(0, 99)
+
 
 @pytest.mark.parametrize(("space", "flip"), [("depth", False), ("disparity", True)])
 def test_golden_parameters(space, flip):
@@ -31,13 +35,7 @@ def test_golden_parameters(space, flip):
     assert alignment.depth.max() <= 40
 
 
-@given(
-    scale=st.floats(0.1, 10),
-    shift=st.floats(-3, 3),
-    space=st.sampled_from(sorted(INTO)),
-    method=st.sampled_from(["least_squares", "robust"]),
-    seed=st.integers(0, 99),
-)
+@given(scale=st.floats(0.1, 10), shift=st.floats(-3, 3), space=spaces, method=methods, seed=seeds)
 @settings(deadline=None, max_examples=60)
 def test_affine_predictions_align_exactly(scale, shift, space, method, seed):
     truth = np.random.default_rng(seed).uniform(0.5, 20, (6, 7))
@@ -155,7 +153,7 @@ def test_refusals():
         align(one * np.nan, one, yes, "depth")
 
 
-@given(number=st.integers(1, 60), value=st.floats(-1e3, 1e3), method=st.sampled_from(["least_squares", "robust"]))
+@given(number=st.integers(1, 60), value=st.floats(-1e3, 1e3), method=methods)
 @settings(deadline=None)
 def test_any_constant_prediction_has_scale_zero(number, value, method):
     """The mean of equal numbers may differ from them in its last digit: that is no variance to divide by."""
@@ -178,9 +176,7 @@ def test_the_robust_constant_is_the_best_one(values):
     assert _objective(target, target, constant) == pytest.approx(best, abs=1e-12)
 
 
-@given(
-    kind=st.sampled_from(["truth", "prediction", "other line"]), size=st.integers(20, 6000), seed=st.integers(0, 99)
-)
+@given(kind=st.sampled_from(["truth", "prediction", "other line"]), size=st.integers(20, 6000), seed=seeds)
 @settings(deadline=None, max_examples=60)
 def test_robust_fit_recovers_the_line_from_under_outliers_of_any_kind(kind, size, seed):
     """15 % of the pixels: wrong truth, wrong prediction (a lever on least squares), or all on one other line."""
@@ -198,13 +194,7 @@ def test_robust_fit_recovers_the_line_from_under_outliers_of_any_kind(kind, size
     assert fit_trimmed_absolute(p, target) == pytest.approx((scale, shift), rel=1e-9, abs=1e-9)
 
 
-@given(
-    scale=st.floats(0.01, 100),
-    shift=st.floats(-10, 10),
-    space=st.sampled_from(sorted(INTO)),
-    method=st.sampled_from(["least_squares", "robust"]),
-    seed=st.integers(0, 99),
-)
+@given(scale=st.floats(0.01, 100), shift=st.floats(-10, 10), space=spaces, method=methods, seed=seeds)
 @settings(deadline=None, max_examples=60)
 def test_scale_and_shift_of_the_prediction_do_not_matter(scale, shift, space, method, seed):
     rng = np.random.default_rng(seed)

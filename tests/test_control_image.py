@@ -125,6 +125,13 @@ def test_shape_dtype_and_grey():
     assert torch.equal(image[:, 0], image[:, 2])
 
 
+def test_no_gradient_goes_through_it():
+    log_depth = torch.linspace(0, 1, 20).reshape(1, 1, 4, 5)
+    image = control_image_from_log_depth(log_depth.clone().requires_grad_())
+    assert not image.requires_grad
+    assert torch.equal(image, control_image_from_log_depth(log_depth))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -137,6 +144,8 @@ def test_shape_dtype_and_grey():
         ({"percentiles": (98, 2)}, r"0 <= low < high <= 100, got \(98, 2\)"),
         ({"percentiles": (0, 101)}, "low < high <= 100"),
         ({"percentiles": (50,)}, "two numbers"),
+        ({"percentiles": 98}, "two numbers, .* got 98"),
+        ({"percentiles": ("low", "high")}, "two numbers"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):

@@ -14,6 +14,7 @@ from controlnet_parts import (
     PREDICTION_TYPES,
     STEPS,
     build_controlnet,
+    build_depth_estimator,
     build_image,
     build_mask,
     build_pipelines,
@@ -22,7 +23,13 @@ from controlnet_parts import (
     seeded,
     start_arguments,
 )
-from diffusers import StableDiffusionPipeline
+from diffusers import (
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionControlNetInpaintPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from PIL import Image
 
 from depthfm_diffusers import (
@@ -65,6 +72,8 @@ def test_equal_to_diffusers_to_the_bit(cls, layout):
         {"control_guidance_end": 0.5, "controlnet_conditioning_scale": 0.3},
         {"guidance_scale": 1.0},
         {"negative_prompt": "!", "num_images_per_prompt": 2, "eta": 0.5},
+        {"prompt": ["a"], "negative_prompt": "!", "guidance_scale": 1.0},
+        {"latents": torch.linspace(-1, 1, 192).reshape(1, 4, 6, 8)},
         {"height": 32, "width": 40},
         {"output_type": "pt"},
         {"output_type": "latent"},
@@ -222,6 +231,77 @@ def test_given_control_images_are_diffusers_business(cls):
     assert list(output) == ["images"], "there is no depth, and no control image of ours"
 
 
+@each_pipeline
+def test_sizes_that_are_no_multiples_of_the_latents(cls):
+    """As in diffusers, images are rounded down; the depth is that of the whole photo."""
+    pipe, counterpart = shared_pipelines(cls)
+    photo, size = build_image(size=(61, 45)), (61, 45)
+    start = {"image": photo} | ({"mask_image": build_mask(size)} if cls is DepthFMControlNetInpaintPipeline else {})
+    output = pipe("a", **start, **STEPS, generator=seeded())
+    assert output.images.shape == (1, 40, 56, 3)
+    assert output.depth.shape == (1, 45, 61, 1)
+    assert output.control_image[0].size == size
+    control = output.control_image[0]
+    start = {"image": control} if cls is DepthFMControlNetPipeline else {**start, "control_image": control}
+    assert np.array_equal(output.images, counterpart("a", **start, **STEPS, generator=seeded()).images)
+
+
+@pytest.mark.parametrize("cls", FROM_IMAGES)
+def test_control_images_of_another_size_than_the_image(cls):
+    """Where diffusers itself fails, after the text encoder."""
+    pipe, counterpart = shared_pipelines(cls)
+    control = build_image(5, (40, 32))
+    output = pipe("a", **start_arguments(cls), control_image=control, **STEPS, generator=seeded())
+    arguments = {**diffusers_arguments(cls, control), "height": 48, "width": 64}
+    assert np.array_equal(output.images, counterpart("a", **arguments, **STEPS, generator=seeded()).images)
+
+
+def test_latents_of_image_to_image_are_those_of_the_first_step():
+    pipe, _ = shared_pipelines(DepthFMControlNetImg2ImgPipeline)
+    arguments = {"prompt": "a", "log_depth": np.linspace(0, 1, 48 * 64).reshape(48, 64), **STEPS}
+    latents = torch.randn(1, 4, 6, 8, generator=seeded())
+    one, other = (pipe(image=build_image(i), latents=latents, **arguments).images for i in (0, 1))
+    assert np.array_equal(one, other), "`image` is not used for more than its size"
+    assert abs(pipe(image=build_image(), **arguments, generator=seeded()).images - one).max() > 1e-3
+
+
+def test_schedules_of_the_callers_own():
+    pipe, counterpart = build_pipelines()
+    for one in (pipe, counterpart):
+        one.scheduler = EulerDiscreteScheduler.from_config(one.scheduler.config, timestep_spacing="linspace")
+    for schedule, steps in (({"timesteps": [900, 500, 20]}, 3), ({"sigmas": [9.0, 2.0, 0.0]}, 2)):
+        output = pipe("a", build_image(), **schedule, output_type="np", generator=seeded())
+        assert pipe.num_timesteps == steps
+        arguments = {**schedule, "output_type": "np", "generator": seeded()}
+        assert np.array_equal(output.images, counterpart("a", output.control_image[0], **arguments).images)
+
+
+def test_inpainting_models_of_nine_channels():
+    stable = build_stable_diffusion_pipeline()
+    controlnet = build_controlnet(stable.unet)
+    torch.manual_seed(6)
+    unet = UNet2DConditionModel.from_config({**stable.unet.config, "in_channels": 9}).eval()
+    components = {**stable.components, "unet": unet, "controlnet": controlnet}
+    counterpart = StableDiffusionControlNetInpaintPipeline(**components, requires_safety_checker=False)
+    pipe = DepthFMControlNetInpaintPipeline.from_pipelines(counterpart, build_depth_estimator())
+    pipe.scheduler = DDIMScheduler.from_config(stable.scheduler.config)
+    start = start_arguments(DepthFMControlNetInpaintPipeline)
+    output = pipe("a", **start, **STEPS, generator=seeded())
+    expected = counterpart("a", **start, control_image=output.control_image[0], **STEPS, generator=seeded())
+    assert np.array_equal(output.images, expected.images)
+
+
+@pytest.mark.parametrize("kind", ["np", "pt"])
+def test_masks_of_every_kind(kind):
+    pipe, counterpart = shared_pipelines(DepthFMControlNetInpaintPipeline)
+    array = np.asarray(build_mask(), np.float32) / 255
+    mask = {"np": array[None, ..., None], "pt": torch.from_numpy(array)[None, None]}[kind]
+    arguments = {"prompt": "a", "image": build_image(), "mask_image": mask, **STEPS}
+    output = pipe(**arguments, generator=seeded())
+    expected = counterpart(**arguments, control_image=output.control_image[0], generator=seeded())
+    assert np.array_equal(output.images, expected.images)
+
+
 @pytest.mark.parametrize("kind", ["pil", "np", "pt"])
 @pytest.mark.parametrize("cls", FROM_IMAGES)
 def test_starting_images_of_every_kind(cls, kind):
@@ -322,6 +402,8 @@ def test_callbacks_see_the_pipeline_and_may_interrupt_it():
     names = pipe._callback_tensor_inputs
     pipe("a", build_image(), **STEPS, callback_on_step_end=stop, callback_on_step_end_tensor_inputs=names)
     assert seen == [(pipe, 0, set(names))]
+    pipe("a", build_image(), **STEPS, callback_on_step_end=stop, callback_on_step_end_tensor_inputs=None)
+    assert seen[1] == (pipe, 0, {"latents"})
 
 
 def test_dict_and_tuple():
@@ -368,4 +450,4 @@ def test_signature(cls):
     for name in list(own)[1:]:
         assert f"\n    {name}: " in documentation, name
     for name in list(inspect.signature(cls.__init__).parameters)[1:]:
-        assert f"\n    {name}: " in inspect.getdoc(cls), name
+        assert f"\n    {name}: " in inspect.getdoc(cls.__init__), name

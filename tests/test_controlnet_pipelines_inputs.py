@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -122,6 +123,22 @@ def test_embeddings_of_the_wrong_number_or_width():
         ({"controlnet_conditioning_scale": 1}, "must be type `float`", TypeError),
         ({"control_guidance_start": 0.7, "control_guidance_end": 0.2}, "cannot be larger or equal", ValueError),
         ({"callback_on_step_end_tensor_inputs": ["noise"]}, "has to be in", ValueError),
+        ({"callback_on_step_end_tensor_inputs": "latents"}, "must be a list of names, got 'latents'", TypeError),
+        ({"control_percentiles": 5.0}, "must be two numbers, .* got 5.0", ValueError),
+        ({"depth_kwargs": ["ensemble_size"]}, "`depth_kwargs` must be a dict .* got list", TypeError),
+        ({"prompt": []}, "`prompt` is empty", ValueError),
+        ({"prompt": ["a", 5]}, "`prompt` must hold texts only", TypeError),
+        ({"generator": 5}, "`generator` must be a torch.Generator .* got int", TypeError),
+        ({"height": "64"}, "`height` must be an integer, got '64'", TypeError),
+        ({"width": 0}, "`width` must be at least 1, got 0", ValueError),
+        ({"guidance_scale": "7"}, "`guidance_scale` must be a number, got '7'", TypeError),
+        ({"output_type": "jpg"}, "`output_type` must be one of .* got 'jpg'", ValueError),
+        ({"latents": torch.zeros(1, 4, 3, 3)}, r"must have shape 1×4×6×8 .* got \(1, 4, 3, 3\)", ValueError),
+        ({"latents": np.zeros((1, 4, 6, 8))}, "`latents` must be a torch tensor, got ndarray", TypeError),
+        ({"negative_prompt_embeds": torch.zeros(1, 77, 32)}, r"1×tokens×24, got \(1, 77, 32\)", ValueError),
+        ({"negative_prompt_embeds": torch.zeros(3, 77, 24)}, r"1×tokens×24, got \(3, 77, 24\)", ValueError),
+        ({"ip_adapter_image": build_image()}, "no IP-Adapter is loaded: call `pipe.load_ip_adapter", ValueError),
+        ({"ip_adapter_image_embeds": [torch.zeros(2, 1, 8)]}, "no IP-Adapter is loaded", ValueError),
     ],
     ids=str,
 )
@@ -144,6 +161,60 @@ def test_bad_arguments(cls, arguments, message, error):
 )
 def test_bad_starting_images(cls, arguments, message, error):
     refused(cls, message, error, **{**start_arguments(cls), **arguments})
+
+
+def test_schedules_that_the_scheduler_does_not_take():
+    cls, image = DepthFMControlNetPipeline, build_image()
+    refused(cls, "`sigmas` cannot be given: DDIMScheduler has", image=image, sigmas=[1.0, 0.5])
+    refused(cls, "`timesteps` or `sigmas`, not both", image=image, timesteps=[9, 1], sigmas=[1.0, 0.5])
+
+
+@pytest.mark.parametrize("cls", FROM_IMAGES)
+def test_prompts_are_counted_with_given_control_images_too(cls):
+    start = start_arguments(cls, [build_image()] * 2)
+    refused(
+        cls, "there are 2 images or depth maps, but 3 prompts", prompt=["a"] * 3, **start, control_image=build_image()
+    )
+
+
+def test_latents_are_not_resized():
+    refused(
+        DepthFMControlNetImg2ImgPipeline,
+        "latents of 48×64 pixels .* ask for 32×64",
+        image=torch.zeros(1, 4, 6, 8),
+        depth=DEPTH,
+        height=32,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"image": np.zeros((48, 64, 3))}, "one PIL image as `image` .* got ndarray"),
+        ({"mask_image": np.ones((48, 64))}, "one PIL image as `mask_image` .* got Tensor"),
+        ({"image": [build_image()] * 2, "prompt": ["a", "!"]}, "one PIL image as `image` .* got list"),
+        ({"control_image": torch.zeros(1, 3, 48, 64)}, "one PIL image as `control_image` .* got Tensor"),
+        ({"mask_image": Image.new("L", (64, 48))}, "`mask_image` is black"),
+        ({"output_type": "np"}, "output type should be PIL"),
+        ({"padding_mask_crop": -4}, "`padding_mask_crop` must be at least 0"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_cropped(arguments, message):
+    cls = DepthFMControlNetInpaintPipeline
+    refused(cls, message, **{**start_arguments(cls), "padding_mask_crop": 4, **arguments})
+
+
+def test_prompts_without_a_text_encoder():
+    components = untouchable(DepthFMControlNetPipeline).components | {"text_encoder": None, "tokenizer": None}
+    pipe = DepthFMControlNetPipeline(**components, requires_safety_checker=False)
+    embeddings = torch.zeros(1, 77, 24)
+    with pytest.raises(ValueError, match=r"The pipeline has no text_encoder.*`prompt_embeds`"):
+        pipe("a", build_image())
+    with pytest.raises(ValueError, match=r"The pipeline has no text_encoder.*`negative_prompt_embeds`"):
+        pipe(image=build_image(), prompt_embeds=embeddings)
+    with pytest.raises(AssertionError, match="a network was run"):
+        pipe(image=build_image(), prompt_embeds=embeddings, guidance_scale=1.0)
 
 
 def test_sizes_without_a_pixel():
@@ -171,6 +242,7 @@ def test_lists_for_several_controlnets():
     message = r"list of 2 entries, one per ControlNet \(`None` where the depth"
     refused(DepthFMControlNetPipeline, message + ".*got no list", **arguments, control_image=build_image())
     refused(DepthFMControlNetPipeline, message + ".*got 1 entries", **arguments, control_image=[None])
+    refused(DepthFMControlNetPipeline, "holds an empty list", **arguments, control_image=[None, []])
     # diffusers would leave the second out without a word.
     refused(
         DepthFMControlNetPipeline,
@@ -237,6 +309,8 @@ def test_two_pipelines_are_checked():
         DepthFMControlNetPipeline.from_pipelines(stable, estimator)
     with pytest.raises(TypeError, match="must be a DepthFMPipeline, got StableDiffusionPipeline"):
         DepthFMControlNetPipeline.from_pipelines(stable, stable)
+    with pytest.raises(TypeError, match="`pipeline` must be a Stable Diffusion pipeline, got str"):
+        DepthFMControlNetPipeline.from_pipelines("stable-diffusion", estimator)
     with pytest.raises(TypeError, match="`control_net` is not a component"):
         DepthFMControlNetPipeline.from_pipelines(stable, estimator, control_net=None)
     assert isinstance(stable, StableDiffusionPipeline)
@@ -298,14 +372,15 @@ def test_refused_depth_maps(depth, log_depth, error, message):
 )
 def test_refused_masks(mask, error, message):
     with pytest.raises(error, match=message):
-        load_masks(mask, load_initial_images(build_image(), None, 8), 1)
+        load_masks(mask, [(48, 64)])
 
 
 def test_masks_of_every_kind_are_one_mask():
     images = load_initial_images([build_image()] * 2, None, 8)
     array = np.asarray(build_mask(), np.float32) / 255
     for mask in (array, array[..., None], torch.from_numpy(array), torch.from_numpy(array > 0.5)):
-        assert torch.equal(load_masks(mask, images, 2)[0, 0], torch.from_numpy(array))
-    two = load_masks([array, 1 - array], images, 2)
+        assert torch.equal(load_masks(mask, images.sizes)[0, 0], torch.from_numpy(array))
+    two = replace(images, masks=load_masks([array, 1 - array], images.sizes)).for_diffusers(2)["mask_image"]
     assert [one[0, 0, 0].item() for one in two] == [0, 0, 1, 1]
-    assert load_masks([build_mask()], images, 2).size == (64, 48)
+    one = replace(images, masks=load_masks([build_mask()], images.sizes)).for_diffusers(2)["mask_image"]
+    assert one.size == (64, 48)

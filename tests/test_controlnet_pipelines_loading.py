@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import accelerate
 import diffusers
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from controlnet_parts import (
     build_image,
     build_pipelines,
     build_stable_diffusion_pipeline,
+    diffusers_arguments,
     seeded,
     start_arguments,
 )
@@ -24,6 +27,8 @@ from diffusers import DiffusionPipeline, EulerDiscreteScheduler, StableDiffusion
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
+from safetensors.torch import save_file
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from depthfm_diffusers import (
     DepthFMControlNetImg2ImgPipeline,
@@ -61,8 +66,8 @@ def test_one_folder_holds_everything(cls, tmp_path):
         "depth_scheduler"
     }
     expected = generate(pipe)
-    for loader in (DiffusionPipeline, cls):
-        loaded = loader.from_pretrained(tmp_path, local_files_only=True)
+    for loader, options in ((DiffusionPipeline, {}), (DiffusionPipeline, {"trust_remote_code": True}), (cls, {})):
+        loaded = loader.from_pretrained(tmp_path, local_files_only=True, **options)
         assert type(loaded) is cls
         assert isinstance(loaded.depth_scheduler, FlowMatchingImageToDepthScheduler)
         assert np.array_equal(generate(loaded), expected)
@@ -100,6 +105,14 @@ def test_variants_and_dtypes_reach_every_component(tmp_path):
     )
     assert dtypes(mixed) == {name: torch.float32 if name == "depth_vae" else torch.bfloat16 for name in MODULES}
     assert np.isfinite(generate(mixed)).all()
+
+
+@each_pipeline
+def test_devices_reach_every_component(cls):
+    pipe, _ = build_pipelines(cls)
+    pipe.to("meta")
+    devices = {name: {p.device.type for p in pipe.components[name].parameters()} for name in MODULES}
+    assert devices == {name: {"meta"} for name in MODULES}
 
 
 @each_pipeline
@@ -182,6 +195,28 @@ def test_offloading_runs_through_its_hooks(cls):
     np.testing.assert_allclose(generate(pipe), expected, atol=1e-6)
 
 
+@each_pipeline
+def test_every_layer_can_be_offloaded(cls):
+    """What `enable_sequential_cpu_offload` does to each network, which needs an accelerator to be called itself."""
+    pipe, _ = build_pipelines(cls)
+    expected = generate(pipe)
+    for name in MODULES:
+        module = pipe.components[name]
+        accelerate.cpu_offload(module, torch.device("cpu"), offload_buffers=len(module._parameters) > 0)
+        assert {p.device.type for p in module.parameters()} == {"meta"}
+    np.testing.assert_allclose(generate(pipe), expected, atol=1e-6)
+
+
+def test_a_shared_autoencoder_is_offloaded_once():
+    pipe, _ = build_pipelines()
+    pipe.depth_vae = pipe.vae
+    index = dict(pipe.config)
+    pipe.enable_sequential_cpu_offload(device="cpu")
+    assert all(hasattr(pipe.components[name], "_hf_hook") for name in MODULES)
+    assert pipe.depth_vae is pipe.vae
+    assert pipe.config == index
+
+
 def test_depth_networks_are_offloaded_before_the_image_is_made(monkeypatch):
     pipe, _ = build_pipelines()
     pipe.enable_model_cpu_offload(device="cpu")
@@ -241,41 +276,53 @@ def test_textual_inversion(tmp_path):
     assert abs(pipe("a <new>", build_image(), **STEPS, generator=seeded()).images - before).max() > 1e-3
 
 
-def ip_adapter(unet: torch.nn.Module, image_width: int = 16, tokens: int = 4) -> dict[str, dict[str, torch.Tensor]]:
-    """Random weights of an IP-Adapter for `unet`, in the layout in which IP-Adapters are published."""
+def write_ip_adapter(folder: Path, unet: torch.nn.Module, image_width: int = 16, tokens: int = 4) -> None:
+    """Random weights of an IP-Adapter for `unet` and its image encoder, in the layout in which they are published."""
     width = unet.config.cross_attention_dim
     torch.manual_seed(4)
-    projection = {
-        "proj.weight": torch.randn(tokens * width, image_width),
-        "proj.bias": torch.zeros(tokens * width),
-        "norm.weight": torch.ones(width),
-        "norm.bias": torch.zeros(width),
+    tensors = {
+        "image_proj.proj.weight": torch.randn(tokens * width, image_width),
+        "image_proj.proj.bias": torch.zeros(tokens * width),
+        "image_proj.norm.weight": torch.ones(width),
+        "image_proj.norm.bias": torch.zeros(width),
     }
-    layers, key = {}, 1
-    for name, processor in unet.attn_processors.items():
-        if name.endswith("attn2.processor"):
-            hidden = unet.get_submodule(name.removesuffix(".processor")).to_k.out_features
-            layers |= {f"{key}.to_k_ip.weight": torch.randn(hidden, width)}
-            layers |= {f"{key}.to_v_ip.weight": torch.randn(hidden, width)}
-            key += 2
-        assert processor is not None
-    return {"image_proj": projection, "ip_adapter": layers}
+    attentions = [name for name in unet.attn_processors if name.endswith("attn2.processor")]
+    for i, name in enumerate(attentions):
+        hidden = unet.get_submodule(name.removesuffix(".processor")).to_k.out_features
+        for projection in ("to_k_ip", "to_v_ip"):
+            tensors[f"ip_adapter.{2 * i + 1}.{projection}.weight"] = torch.randn(hidden, width)
+    folder.mkdir()
+    save_file(tensors, folder / "ip-adapter.safetensors")
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = CLIPVisionConfig(**sizes, projection_dim=image_width, image_size=32, patch_size=16)
+    CLIPVisionModelWithProjection(config).save_pretrained(folder / "image_encoder")
 
 
 @each_pipeline
-def test_ip_adapter(cls):
+def test_ip_adapter(cls, tmp_path):
     pipe, counterpart = build_pipelines(cls)
     without = generate(pipe)
-    pipe.unet._load_ip_adapter_weights([ip_adapter(pipe.unet)])
-    embeddings = [torch.randn(2, 1, 16, generator=seeded(8))]
+    write_ip_adapter(tmp_path / "models", pipe.unet)
+    pipe.load_ip_adapter(tmp_path, subfolder="models", weight_name="ip-adapter.safetensors")
     pipe.set_ip_adapter_scale(1.0)
-    output = pipe("a", **start_arguments(cls), **STEPS, ip_adapter_image_embeds=embeddings, generator=seeded())
+    with pytest.raises(ValueError, match="An IP-Adapter is loaded, so `ip_adapter_image` or"):
+        generate(pipe)
+
+    given = {"prompt": "a", **STEPS, "ip_adapter_image": build_image(8)}
+    output = pipe(**start_arguments(cls), **given, generator=seeded())
     assert abs(output.images - without).max() > 1e-3
-    control = {"image": output.control_image[0]}
-    if cls is not DepthFMControlNetPipeline:
-        control = {**start_arguments(cls), "control_image": output.control_image[0]}
-    expected = counterpart("a", **control, **STEPS, ip_adapter_image_embeds=embeddings, generator=seeded())
-    assert np.array_equal(output.images, expected.images)
+    counterpart.register_modules(image_encoder=pipe.image_encoder, feature_extractor=pipe.feature_extractor)
+    arguments = {**diffusers_arguments(cls, output.control_image[0]), **given}
+    assert np.array_equal(output.images, counterpart(**arguments, generator=seeded()).images)
+
+    embeddings = pipe.prepare_ip_adapter_image_embeds(build_image(8), None, torch.device("cpu"), 1, True)
+    assert np.array_equal(generate(pipe, ip_adapter_image_embeds=embeddings), output.images)
+    encoder, pipe.image_encoder = pipe.image_encoder, None
+    with pytest.raises(ValueError, match="The pipeline has no image_encoder for `ip_adapter_image`"):
+        generate(pipe, ip_adapter_image=build_image(8))
+    pipe.image_encoder = encoder
+    pipe.unload_ip_adapter()
+    assert np.array_equal(generate(pipe), without)
 
 
 def test_vae_of_another_kind_for_depth():

@@ -49,10 +49,12 @@ class ListedData(BenchmarkData):
         missing: list[str] = []
         self.files = [_find(config, self.storage, row, missing) for row in rows]
         if missing:
-            raise FileNotFoundError(
-                f"Benchmark {config.name}: {len(missing)} of {len(rows) * (3 if config.mask else 2)} files are not in "
-                f"{root}: {some(missing)}. {_layout(config, self.storage)}"
-            )
+            total = len(rows) * (3 if config.mask else 2)
+            what = f"{len(missing)} of {total} files are not in {root}: {some(missing)}"
+            if len(missing) == total:
+                # A wrong root, most likely: five paths of the first layout say no more than the layout itself.
+                what = f"none of its {total} files is in {root}"
+            raise FileNotFoundError(f"Benchmark {config.name}: {what}. {_layout(config, self.storage)}")
         super().__init__(config, [fill(str(config.key), row) for row in rows])
         problems = [problem for files in self.files if (problem := self._problem(files)) is not None]
         if problems:
@@ -179,7 +181,14 @@ def _find(config: BenchmarkConfig, storage: Storage, row: dict[str, str], missin
 
 def _layout(config: BenchmarkConfig, storage: Storage) -> str:
     """Where the files of a benchmark are looked for, for messages."""
-    text = f"Images are looked for at {' or '.join(config.image)}, depth at {' or '.join(config.depth)}."
+
+    def places(patterns: Sequence[str]) -> str:
+        others = len(patterns) - 1
+        return patterns[0] + (f" (or {others} other place{'s' if others > 1 else ''})" if others else "")
+
+    text = f"Images are looked for at {places(config.image)}, depth at {places(config.depth)}."
+    if len(config.image) + len(config.depth) > 2:
+        text += " All places are in `image` and `depth` of the benchmark's .toml file."
     tars = sorted(storage.root.glob("*.tar")) if storage.root.is_dir() else []
     return text + (f" To read {tars[0].name} in place, give that file as the root." if tars else "")
 
