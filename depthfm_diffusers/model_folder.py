@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
+from diffusers import DiffusionPipeline
 from diffusers.utils.torch_utils import get_device
-from safetensors import SafetensorError, safe_open
 
 from .hub import default_model_path
+from .model_files import (
+    REPOSITORY_NAME,
+    check_component_files,
+    check_no_tensor_is_missing,
+    component_names,
+    files_fingerprint,
+    first_line,
+    model_files,
+    read_model_index,
+)
 from .pipeline_depthfm import DepthFMPipeline
 
-_PROJECTIONS = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-_OLD_PROJECTION = re.compile(rf"\b({'|'.join(_PROJECTIONS)})(\.(?:weight|bias))$")
-
-_REPOSITORY = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+Pipeline = TypeVar("Pipeline", bound=DiffusionPipeline)
 
 
 def resolve_model(model: str | None = None, variant: str | None = None) -> Path:
@@ -37,14 +41,14 @@ def resolve_model(model: str | None = None, variant: str | None = None) -> Path:
     """
     folder = default_model_path() if model is None else Path(model).expanduser()
     if model is not None and not folder.is_dir():
-        if folder.exists() or not _REPOSITORY.fullmatch(model):
+        if folder.exists() or not REPOSITORY_NAME.fullmatch(model):
             raise FileNotFoundError(f"model {model}: no such folder (nor is it the name of a Hub repository).")
         try:
             folder = Path(DepthFMPipeline.download(model, variant=variant))
         except Exception as error:  # huggingface_hub and its HTTP client have no common base class
             raise FileNotFoundError(
                 f"model {model}: there is no such folder, and the Hub repository could not be fetched: "
-                f"{_first_line(error.__cause__ or error)}"  # diffusers names the Hub's own error as the cause
+                f"{first_line(error.__cause__ or error)}"  # diffusers names the Hub's own error as the cause
             ) from error
     check_model_folder(folder)
     return folder
@@ -62,24 +66,14 @@ def check_model_folder(folder: Path) -> None:
         FileNotFoundError: If `model_index.json` or the folder of a component is missing.
         ValueError: If the model is of another kind, or a JSON or safetensors file in it is damaged.
     """
-    index_path = folder / "model_index.json"
-    if not index_path.is_file():
-        raise FileNotFoundError(f"model {folder}: not a diffusers model folder, {index_path.name} is missing.")
-    index = _read_json(index_path)
-    class_name = index.get("_class_name") if isinstance(index, dict) else None
+    index = read_model_index(folder)
+    class_name = index.get("_class_name")
     if class_name != "DepthFMPipeline":
         raise ValueError(
-            f"model {folder}: {index_path.name} says {class_name!r}, not 'DepthFMPipeline'. The authors' checkpoints "
+            f"model {folder}: model_index.json says {class_name!r}, not 'DepthFMPipeline'. The authors' checkpoints "
             "are made into such folders by `depthfm convert`."
         )
-    for name in _component_names(index):
-        if not (folder / name).is_dir():
-            raise FileNotFoundError(f"model {folder}: the folder {name}/ is missing, which {index_path.name} names.")
-    for path in _model_files(folder):
-        if path.suffix == ".json":
-            _read_json(path)
-        else:
-            _tensor_names(path)
+    check_component_files(folder, index)
 
 
 def model_fingerprint(folder: Path) -> str:
@@ -93,12 +87,7 @@ def model_fingerprint(folder: Path) -> str:
     Returns:
         64 hexadecimal digits.
     """
-    digest = hashlib.sha256()
-    for path in _model_files(folder):
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        digest.update(f"{content}  {path.relative_to(folder).as_posix()}\n".encode())
-    return digest.hexdigest()
+    return files_fingerprint(folder, model_files(folder))
 
 
 def load_pipeline(
@@ -122,16 +111,32 @@ def load_pipeline(
     try:
         pipe = DepthFMPipeline.from_pretrained(folder, dtype=dtype, variant=variant, local_files_only=True)
     except Exception as error:  # loading runs through four libraries, each with exceptions of its own
-        raise ValueError(f"model {folder} cannot be loaded: {_first_line(error)}") from error
-    for name in _component_names(_read_json(folder / "model_index.json")):
+        raise ValueError(f"model {folder} cannot be loaded: {first_line(error)}") from error
+    for name in component_names(read_model_index(folder)):
         component = getattr(pipe, name)
         if isinstance(component, torch.nn.Module):
-            _check_no_tensor_is_missing(folder / name, component, variant)
+            check_no_tensor_is_missing(folder / name, component, variant)
+    return move_to_device(pipe, device)
+
+
+def move_to_device(pipe: Pipeline, device: str) -> Pipeline:
+    """Moves a pipeline to a device.
+
+    Args:
+        pipe: The pipeline.
+        device: Where to, as torch names it; `"auto"` is the accelerator if there is one.
+
+    Returns:
+        The same pipeline.
+
+    Raises:
+        ValueError: If the device cannot be used.
+    """
     target = get_device() if device == "auto" else device
     try:
         return pipe.to(target)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {target!r} cannot be used: {_first_line(error)}") from error
+        raise ValueError(f"device {target!r} cannot be used: {first_line(error)}") from error
 
 
 def save_pipeline(pipe: DepthFMPipeline, folder: Path, variant: str | None = None) -> None:
@@ -166,55 +171,3 @@ def halve_weights(pipe: DepthFMPipeline) -> None:
         for key, tensor in component.state_dict().items():
             if not torch.isfinite(tensor).all():
                 raise ValueError(f"the tensor {key} of the {name} has values that float16 cannot hold.")
-
-
-def _component_names(index: dict[str, Any]) -> list[str]:
-    """Names of the components in the content of a `model_index.json`."""
-    return [
-        name
-        for name, entry in index.items()
-        if not name.startswith("_") and isinstance(entry, list) and entry and entry[0] is not None
-    ]
-
-
-def _model_files(folder: Path) -> list[Path]:
-    """The JSON and safetensors files that a model consists of, in order."""
-    index_path = folder / "model_index.json"
-    files = [path for name in _component_names(_read_json(index_path)) for path in (folder / name).iterdir()]
-    return sorted([index_path, *(path for path in files if path.suffix in (".json", ".safetensors"))])
-
-
-def _check_no_tensor_is_missing(folder: Path, component: torch.nn.Module, variant: str | None) -> None:
-    """Raises if the files of a loaded component lack tensors: diffusers leaves random weights in their place."""
-    files = sorted(folder.glob("*.safetensors"))
-    chosen = [path for path in files if variant is not None and f".{variant}" in path.stem]
-    chosen = chosen or [path for path in files if "." not in path.stem]
-    present = {_current_name(key) for path in chosen for key in _tensor_names(path)}
-    missing = sorted({_current_name(key) for key in component.state_dict()} - present)
-    if chosen and missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise ValueError(f"model file {chosen[0]} is incomplete: it lacks {', '.join(missing[:3])}{more}.")
-
-
-def _current_name(key: str) -> str:
-    """A tensor's name in today's diffusers: older autoencoders name the projections of their attention otherwise."""
-    return _OLD_PROJECTION.sub(lambda match: _PROJECTIONS[match[1]] + match[2], key)
-
-
-def _tensor_names(path: Path) -> list[str]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return list(file.keys())
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"model file {path} is damaged or incomplete: {_first_line(error)}") from error
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ValueError(f"model file {path} is damaged: {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -19,6 +19,8 @@ from depthfm_diffusers.image_processing import load_image
 from depthfm_diffusers.input_files import collect_inputs
 from depthfm_diffusers.prediction_files import SUFFIXES, PredictionFolder
 
+COMMANDS = ["predict", "convert", "evaluate", "synthesize", "adherence", "bench"]
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
@@ -379,7 +381,7 @@ def test_folder_cannot_hold_two_runs_with_the_same_number(tmp_path):
         source = tmp_path / f"{name}.png"
         source.touch()
         folder.begin_run({"settings": number}, [source])
-        folder.add(folder.choose_name(source), source, np.zeros((2, 2)), np.zeros((2, 2)), "gray")
+        folder.add_prediction(source, np.zeros((2, 2)), np.zeros((2, 2)), "gray")
     metadata = read_metadata(tmp_path)
     assert [metadata["runs"][entry["run"]]["settings"] for entry in metadata["images"]] == [1, 2]
     assert len(metadata["runs"]) == 2
@@ -388,7 +390,7 @@ def test_folder_cannot_hold_two_runs_with_the_same_number(tmp_path):
 # other commands
 
 
-@pytest.mark.parametrize("command", ["predict", "convert", "bench"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_shows_defaults(command, capsys):
     with pytest.raises(SystemExit) as exit_info:
         cli.main([command, "--help"])
@@ -400,7 +402,9 @@ def test_commands_and_version(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     commands = capsys.readouterr().out
-    assert all(command in commands for command in ("predict", "convert", "bench"))
+    assert all(
+        command in commands for command in ("predict", "convert", "evaluate", "synthesize", "adherence", "bench")
+    )
     with pytest.raises(SystemExit):
         cli.main(["--version"])
     assert capsys.readouterr().out == f"depthfm {__version__}\n"

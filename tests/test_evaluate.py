@@ -19,6 +19,8 @@ from PIL import Image
 from shards import png, sloping_frame, write_pairs, write_shard
 
 from depthfm_diffusers import DepthFMPipeline, cli
+from depthfm_diffusers.commands import evaluate as evaluate_command
+from depthfm_diffusers.commands import terminal
 from depthfm_diffusers.evaluation import benchmark
 from depthfm_diffusers.evaluation.alignment import align
 from depthfm_diffusers.evaluation.configs import benchmark_names, load_benchmark
@@ -248,7 +250,7 @@ def test_results_of_another_evaluation_are_refused(evaluate, call, model, tmp_pa
 
 def test_other_data_are_refused(evaluate, tmp_path, monkeypatch, capsys):
     root = write_pairs(tmp_path / "own", [sloping_frame(number) for number in range(2)])
-    monkeypatch.setattr(cli._Progress, "show", lambda self, done, total: stop_after(1)(done, total))
+    monkeypatch.setattr(terminal.Progress, "show", lambda self, done, total: stop_after(1)(done, total))
     with pytest.raises(Stopped):
         evaluate(root=root)
     Image.fromarray(np.zeros((48, 64, 3), np.uint8)).save(root / "images" / "frame0001.png")
@@ -258,13 +260,13 @@ def test_other_data_are_refused(evaluate, tmp_path, monkeypatch, capsys):
 
 def test_progress_begins_where_the_run_goes_on(capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    with contextlib.closing(cli._Progress(shown=True)) as progress:
+    with contextlib.closing(terminal.Progress(shown=True)) as progress:
         for done in (3, 4, 5):
             progress.show(done, 5)
     shown = capsys.readouterr().err
     assert "3/5 [" in shown.split("\r")[1]
     assert "5/5 [" in shown
-    cli._Progress(shown=False).show(1, 2)
+    terminal.Progress(shown=False).show(1, 2)
     assert capsys.readouterr().err == ""
 
 
@@ -288,7 +290,7 @@ def test_number_of_threads_of_the_process_is_left_alone(call, tmp_path):
 def test_two_processes_go_on_where_one_was_stopped(evaluate, model, pairs, tmp_path, monkeypatch):
     assert evaluate("--steps", 1, output="whole.json") == 0
     with monkeypatch.context() as patch:
-        patch.setattr(cli._Progress, "show", lambda self, done, total: stop_after(1)(done, total))
+        patch.setattr(terminal.Progress, "show", lambda self, done, total: stop_after(1)(done, total))
         with pytest.raises(Stopped):
             evaluate("--steps", 1)
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
@@ -361,7 +363,7 @@ def test_what_must_be_given(missing, capsys):
     ],
 )
 def test_errors_name_what_is_wrong_before_a_model_is_loaded(evaluate, capsys, monkeypatch, tmp_path, changes, message):
-    monkeypatch.setattr(cli, "load_pipeline", None)
+    monkeypatch.setattr(evaluate_command, "load_pipeline", None)
     assert evaluate(**changes) == 1
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

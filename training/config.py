@@ -133,6 +133,41 @@ def base_parser(description: str, data_help: str = FRAMES_HELP) -> argparse.Argu
     return parser
 
 
+def add_cache_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of the latent cache."""
+    cache = parser.add_argument_group("latent cache")
+    cache.add_argument("--cache_latents", type=natural_number, default=0, help="Variants encoded once; 0: every step.")
+    cache.add_argument("--latent_cache_dir", default=None, help="Where they are kept; default: in --output_dir.")
+
+
+def add_lora_flags(parser: argparse.ArgumentParser, rank_help: str, target_modules: Sequence[str]) -> None:
+    """Adds the flags of LoRA.
+
+    Args:
+        parser: Where to.
+        rank_help: What adapters mean to the script.
+        target_modules: Endings of the names of the layers that get one by default.
+    """
+    lora = parser.add_argument_group("LoRA")
+    lora.add_argument("--lora_rank", type=natural_number, default=0, help=rank_help)
+    lora.add_argument("--lora_alpha", type=float, default=None, help="Scale times rank; default: the rank.")
+    lora.add_argument("--lora_target_modules", nargs="+", default=list(target_modules), help="Layers that get one.")
+
+
+def add_memory_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that trade time for memory."""
+    memory, switch = parser.add_argument_group("memory"), argparse.BooleanOptionalAction
+    memory.add_argument("--gradient_checkpointing", action=switch, default=False, help="Less memory, more time.")
+    memory.add_argument("--enable_xformers_memory_efficient_attention", action=switch, default=False, help="xformers.")
+
+
+def add_hub_flags(group: argparse._ArgumentGroup) -> None:
+    """Adds the flags of the upload."""
+    switch = argparse.BooleanOptionalAction
+    group.add_argument("--push_to_hub", action=switch, default=False, help="Upload the result.")
+    group.add_argument("--hub_model_id", default=None, help="Repository to upload to; default: --output_dir's name.")
+
+
 def parse_with_config(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line; what `--config` says comes first, so that flags override it.
 

@@ -86,7 +86,9 @@ class ControlValidation:
             scores.append(score)
         if not rows:
             raise ValueError("None of the validation images can be used.")
-        return {name: float(np.mean([one[name] for one in scores])) for name in scores[0]}, picture_grid(rows)
+        # A control without edges has no edge score.
+        columns = {name: [one[name] for one in scores if not np.isnan(one[name])] for name in scores[0]}
+        return {name: float(np.mean(column)) for name, column in columns.items() if column}, picture_grid(rows)
 
     def _one(
         self, pipe: DepthFMControlNetPipeline, image: CaptionedImage

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 
+from depthfm_diffusers import default_model_path
+
 # What a run leaves in its folder that is not the model.
 NOT_THE_MODEL = ("checkpoint-*", "partial-*", "latents*", "latents*/**", "checkpoint-*/**", "partial-*/**")
 
@@ -47,12 +49,12 @@ pipe.load_lora_weights("{name}")
 depth = pipe(image).prediction"""
 
 
-CONTROLNET = """from depthfm_diffusers import DepthFMControlNetPipeline, DepthFMPipeline
+CONTROLNET = """from depthfm_diffusers import DepthFMControlNetPipeline, DepthFMPipeline, default_model_path
 from diffusers import ControlNetModel, StableDiffusionPipeline
 
 pipe = DepthFMControlNetPipeline.from_pipelines(
     StableDiffusionPipeline.from_pretrained("{base}"),
-    DepthFMPipeline.from_pretrained("{depth_model}"),
+    DepthFMPipeline.from_pretrained({depth_source}),
     controlnet=ControlNetModel.from_pretrained("{name}"),
 )
 output = pipe("a prompt", image, control_mode="{control_mode}", control_percentiles={percentiles})"""
@@ -83,10 +85,12 @@ def write_controlnet_card(args: argparse.Namespace, scores: Mapping[str, float])
         args: Flags of the run.
         scores: Of the last validation; empty if nothing was validated.
     """
+    bundled = Path(args.depth_model).resolve() == default_model_path().resolve()
     facts = {
         "name": _name(args),
         "base": _public_name(args.pretrained_model_name_or_path),
         "depth_model": _public_name(args.depth_model),
+        "depth_source": "default_model_path()" if bundled else f'"{_public_name(args.depth_model)}"',
         "control_mode": args.control_mode,
         "polarity": "near is white" if args.control_mode == "disparity" else "near is black",
         "percentiles": tuple(args.control_percentiles),

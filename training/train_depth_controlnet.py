@@ -16,7 +16,16 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from base_model import load_schedule, load_stable_diffusion
 from captioned_images import open_captioned_images
-from config import base_parser, natural_number, parse_with_config, positive_int, share
+from config import (
+    add_cache_flags,
+    add_hub_flags,
+    add_lora_flags,
+    add_memory_flags,
+    base_parser,
+    parse_with_config,
+    positive_int,
+    share,
+)
 from control_data import (
     CachedControl,
     ControlImages,
@@ -55,7 +64,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser = base_parser(__doc__.splitlines()[0], data_help=DATA_HELP)
     # What published depth ControlNets were trained with: no averaged weights, a low and constant learning rate.
     parser.set_defaults(ema_decay=0.0, learning_rate=1e-5, lr_scheduler="constant_with_warmup", train_batch_size=4)
-    switch = argparse.BooleanOptionalAction
     start = parser.add_argument_group("start from")
     start.add_argument(
         "--pretrained_model_name_or_path",
@@ -90,27 +98,14 @@ def build_parser() -> argparse.ArgumentParser:
     size.add_argument(
         "--resolution", type=positive_int, nargs=2, metavar=("H", "W"), help="Resize images to cover this."
     )
-    cache = parser.add_argument_group("latent cache")
-    cache.add_argument("--cache_latents", type=natural_number, default=0, help="Variants encoded once; 0: every step.")
-    cache.add_argument("--latent_cache_dir", default=None, help="Where they are kept; default: in --output_dir.")
-    lora = parser.add_argument_group("LoRA")
-    lora.add_argument(
-        "--lora_rank",
-        type=natural_number,
-        default=0,
-        help="Adapters of this rank for what comes trained; 0: train it all.",
-    )
-    lora.add_argument("--lora_alpha", type=float, default=None, help="Scale times rank; default: the rank.")
-    lora.add_argument("--lora_target_modules", nargs="+", default=list(TARGET_MODULES), help="Layers that get one.")
-    memory = parser.add_argument_group("memory")
-    memory.add_argument("--gradient_checkpointing", action=switch, default=False, help="Less memory, more time.")
-    memory.add_argument("--enable_xformers_memory_efficient_attention", action=switch, default=False, help="xformers.")
+    add_cache_flags(parser)
+    add_lora_flags(parser, "Adapters of this rank for what comes trained; 0: train it all.", TARGET_MODULES)
+    add_memory_flags(parser)
     result = parser.add_argument_group("result")
     result.add_argument("--validation_images", type=positive_int, default=8, help="Images whose depth is followed.")
     result.add_argument("--validation_inference_steps", type=positive_int, default=20, help="Steps of each.")
     result.add_argument("--validation_guidance_scale", type=float, default=7.5, help="Weight of the prompt in each.")
-    result.add_argument("--push_to_hub", action=switch, default=False, help="Upload the result.")
-    result.add_argument("--hub_model_id", default=None, help="Repository to upload to; default: --output_dir's name.")
+    add_hub_flags(result)
     return parser
 
 
@@ -286,7 +281,7 @@ def main(argv: list[str] | None = None) -> None:
         scores.update(measured)
         accelerator.log({f"validation/{name}": value for name, value in measured.items()}, step=step)
         logger.info(f"Step {step}: {measured}")
-        log_pictures(accelerator, "image | control | generated | its depth", grid, step)
+        log_pictures(accelerator, "image | control | generated | its control", grid, step)
 
     if args.lora_rank:
         checkpoint_trained_only(accelerator)

@@ -14,7 +14,17 @@ import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from base_model import CONV_IN_INITS, build_pipeline, is_depthfm
-from config import base_parser, fraction, natural_number, non_negative, parse_with_config, positive_int
+from config import (
+    add_cache_flags,
+    add_hub_flags,
+    add_lora_flags,
+    add_memory_flags,
+    base_parser,
+    fraction,
+    non_negative,
+    parse_with_config,
+    positive_int,
+)
 from depth_transforms import AugmentationConfig
 from flow_data import CachedLatents, FlowDraws, FlowFrames, cache_latents, encode_batch
 from loop import COUNT, Trainer, build_accelerator, check_can_validate, log_pictures, write_run_config
@@ -43,7 +53,6 @@ logger = get_logger(__name__)
 def build_parser() -> argparse.ArgumentParser:
     """The script's flags."""
     parser = base_parser(__doc__.splitlines()[0])
-    switch = argparse.BooleanOptionalAction
     start = parser.add_argument_group("start from")
     start.add_argument(
         "--pretrained_model_name_or_path", default=None, help="A Stable Diffusion (1.5, 2.1) or a DepthFM folder."
@@ -75,20 +84,12 @@ def build_parser() -> argparse.ArgumentParser:
     depth.add_argument("--depth_cap", type=float, default=None, help="Metres; deeper pixels are treated as sky.")
     depth.add_argument("--sky", choices=SKY_RULES, default="mask", help="Sky is left out, or trained on as far.")
     depth.add_argument("--resolution", type=positive_int, nargs=2, metavar=("H", "W"), help="Resize frames to this.")
-    cache = parser.add_argument_group("latent cache")
-    cache.add_argument("--cache_latents", type=natural_number, default=0, help="Variants encoded once; 0: every step.")
-    cache.add_argument("--latent_cache_dir", default=None, help="Where they are kept; default: in --output_dir.")
-    lora = parser.add_argument_group("LoRA")
-    lora.add_argument("--lora_rank", type=natural_number, default=0, help="Train adapters of this rank only; 0: all.")
-    lora.add_argument("--lora_alpha", type=float, default=None, help="Scale times rank; default: the rank.")
-    lora.add_argument("--lora_target_modules", nargs="+", default=list(TARGET_MODULES), help="Layers that get one.")
-    memory = parser.add_argument_group("memory")
-    memory.add_argument("--gradient_checkpointing", action=switch, default=False, help="Less memory, more time.")
-    memory.add_argument("--enable_xformers_memory_efficient_attention", action=switch, default=False, help="xformers.")
+    add_cache_flags(parser)
+    add_lora_flags(parser, "Train adapters of this rank only; 0: all.", TARGET_MODULES)
+    add_memory_flags(parser)
     result = parser.add_argument_group("result")
     result.add_argument("--validation_frames", type=positive_int, default=32, help="Frames that are scored.")
-    result.add_argument("--push_to_hub", action=switch, default=False, help="Upload the result.")
-    result.add_argument("--hub_model_id", default=None, help="Repository to upload to; default: --output_dir's name.")
+    add_hub_flags(result)
     return parser
 
 

@@ -4,18 +4,24 @@
 
 Runs, one after the other: `caption_scenes.py`, `train_base.py`, `training/train_depth_controlnet.py` and
 `depthfm adherence` on frames of scenes that nothing was trained on. What was stopped goes on. The report and its
-picture are copied to `--output` and `--plots`; docs/synthesis.md shows them.
+picture are copied to `--output` and `--plots`; docs/synthesis.md shows them, with the table that is printed.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from depthfm_diffusers.evaluation.adherence import MEASURES
+from depthfm_diffusers.evaluation.adherence_run import ROWS
 
 ROOT = Path(__file__).resolve().parents[2]
 # Alike for both trainings: the second then finds the images of the first encoded.
@@ -71,6 +77,18 @@ def commands(args: argparse.Namespace) -> list[list[str]]:
     return [caption, train_base, train_controlnet, adherence]
 
 
+def table(report: Mapping[str, Any]) -> str:
+    """The report's means and intervals as a Markdown table."""
+    lines = ["| | AbsRel | δ1 | edge F1 | correlation |", "|---|---|---|---|---|"]
+    for condition in ("photo", "depth", "shuffled", "none"):
+        cells = []
+        for measure in MEASURES:
+            low, high = report["interval"][condition][measure]
+            cells.append(f"{report['mean'][condition][measure]:.3f} [{low:.3f}, {high:.3f}]")
+        lines.append(f"| {ROWS[condition]} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Runs the program; `argv` defaults to the command line."""
     args = build_parser().parse_args(argv)
@@ -80,6 +98,7 @@ def main(argv: list[str] | None = None) -> None:
             subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     if not args.only_print:
         shutil.copy(args.work / "adherence.json", args.output / "adherence.json")
+        print(table(json.loads((args.work / "adherence.json").read_text())))
         args.plots.mkdir(parents=True, exist_ok=True)
         shutil.copy(args.work / "adherence.png", args.plots / "depth_adherence.png")
 

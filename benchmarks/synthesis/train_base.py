@@ -22,7 +22,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "training"))
 
-from config import base_parser, fraction, natural_number, parse_with_config
+from config import add_cache_flags, base_parser, fraction, parse_with_config
 from control_data import prompt_embeddings
 from denoising import denoising_loss
 from loop import Trainer, build_accelerator, write_run_config
@@ -38,6 +38,7 @@ SCHEDULE = {
     "rescale_betas_zero_snr": True,
     "clip_sample": False,
     "timestep_spacing": "trailing",
+    "steps_offset": 1,  # or diffusers changes it with a warning; not used by this spacing
 }
 MAX_TOKENS = 24
 
@@ -51,8 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     model.add_argument("--vae", default=str(default_model_path() / "vae"), help="AutoencoderKL folder.")
     model.add_argument("--resolution", type=int, nargs=2, metavar=("H", "W"), help="Resize images to cover this.")
     model.add_argument("--proportion_empty_prompts", type=fraction, default=0.1, help="Captions left out.")
-    model.add_argument("--cache_latents", type=natural_number, default=0, help="Variants encoded once; 0: every step.")
-    model.add_argument("--latent_cache_dir", default=None, help="Where they are kept; default: in --output_dir.")
+    add_cache_flags(parser)
     return parser
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
+import textwrap
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,42 +19,30 @@ from numpy.typing import NDArray
 
 from ..control_image import control_image_from_log_depth
 from ..control_inputs import to_pil
-from ..export import atomic_write, save_image, save_json
-from ..image_processing import load_image, load_images
+from ..export import atomic_write, save_array, save_image, save_json
+from ..image_processing import load_image, load_images, resize
 from ..pipeline_depthfm_controlnet import DepthFMControlNetPipeline
-from ..prediction_files import PredictionSettings, describe_run
-from .adherence import MEASURES, REFERENCE, AdherenceSettings, AdherenceTest, depth_adherence, draw_partners
-from .alignment import align
-from .benchmark import now, threads
+from ..prediction_files import describe_run
+from ..result_folder import now
+from .adherence import REFERENCE, AdherenceSettings, AdherenceTest, aligned_depths, depth_adherence, draw_partners
+from .adherence_data import PromptedImage, check_images, fingerprint
+from .adherence_report import build_adherence_report
+from .benchmark import threads
 from .contact_sheet import color_depth, draw_sheet
-from .report import bootstrap_interval
 from .result_files import ResultWriter, begin_run, check_run, partial_folder, read_results, remove_results
 
-REPORT_FORMAT = "depthfm adherence, 1"
-SHOWN = 8
-TITLES = {"depth": "with its depth", "none": "without", "shuffled": "with another's"}
-TABLE = {"abs_rel": "AbsRel", "delta1": "δ1", "boundary_f1": "edge F1"}
+MAX_PROMPT = 80
+TABLE = {"abs_rel": "AbsRel", "delta1": "δ1", "boundary_f1": "edge F1", "correlation": "correlation"}
 ROWS = {
     REFERENCE: "the photo, autoencoded",
     "depth": "generated with its depth",
     "shuffled": "with another photo's depth",
     "none": "without depth",
 }
-
-
-@dataclass(frozen=True)
-class PromptedImage:
-    """A photo and the prompt that images are generated from.
-
-    Attributes:
-        key: Its name in the report.
-        path: The image file.
-        prompt: The prompt; may be empty.
-    """
-
-    key: str
-    path: Path
-    prompt: str
+OTHERS = {"none": "without", "shuffled": "with another photo's depth"}
+CELL = 24
+SHOWN = 8
+TITLES = {"depth": "with its depth", "none": "without", "shuffled": "with another's"}
 
 
 def run_adherence(
@@ -74,36 +65,37 @@ def run_adherence(
         settings: What to generate with.
         output: The JSON file to write; its folder is made if there is none.
         models: What the report calls the models.
-        contact_sheet_path: PNG file of the first eight images to write; `None` for none.
+        contact_sheet_path: PNG file to write, a row for each of the first eight images: the photo, its depth, the
+            control image, and what was generated under each condition with its depth, aligned to the photo's and in
+            the same colours, red near and blue far; `None` for none.
         on_progress: Called with the number of images done so far and the number there will be; first before the first.
 
     Returns:
-        The report: `images`; per condition and for the reference `mean`, `interval` (95 %, bootstrap) and `counts` of
-        the images where a measure is defined; `wins`, the share of images that follow their depth better (AbsRel) with
-        it than under another condition; `per_image`; `settings`, `versions`, `time`.
+        The report: what `adherence_report.build_adherence_report` makes; `settings`, all that the figures depend on;
+        `versions`; `models`; `per_image`, for each its `key`, `prompt`, `seed`, `height` and `width` of what was
+        generated, the scores by condition and for the reference, `flagged` by the safety checker, and whose depth it
+        was `shuffled_with`; `time`, all that differs between two runs.
 
     Raises:
         OSError: If a file cannot be read or written.
         ValueError: If an image cannot be used, or the results in the folder are of another run or damaged.
         RuntimeError: If the output of a network is not finite.
     """
+    check_images(images)
     keys = [one.key for one in images]
-    if len(set(keys)) != len(keys):
-        raise ValueError(f"Two images are called {max(keys, key=keys.count)!r}: give each a name of its own.")
-    if not images:
-        raise ValueError("There is no image.")
     output = Path(output)
     folder = partial_folder(output)
     partners = draw_partners(len(images), settings.seed) if "shuffled" in settings.conditions else None
+    run = _Run(pipe, images, settings, partners, folder)
+    run.check_sizes()
     described = _describe(pipe, images, settings)
     output.parent.mkdir(parents=True, exist_ok=True)
     begin_run(folder, described, now())
     started = check_run(folder, described)
     done = read_results(folder)
-    pending = [number for number, key in enumerate(keys) if key not in done]
+    pending = [number for number in run.order() if keys[number] not in done]
     if on_progress is not None:
         on_progress(len(keys) - len(pending), len(keys))
-    run = _Run(pipe, images, settings, partners)
     with ResultWriter(folder, 0) as writer, threads(settings.threads):
         for position, number in enumerate(pending, start=1):
             begin = time.perf_counter()
@@ -111,9 +103,9 @@ def run_adherence(
             writer.add({**entry, "seconds": round(time.perf_counter() - begin, 3)})
             if on_progress is not None:
                 on_progress(len(keys) - len(pending) + position, len(keys))
-        if contact_sheet_path is not None:
-            with atomic_write(contact_sheet_path) as temporary:
-                save_image(temporary, run.contact_sheet())
+    if contact_sheet_path is not None:
+        with atomic_write(contact_sheet_path) as temporary:
+            save_image(temporary, run.contact_sheet())
     results = read_results(folder)
     entries = [results[key] for key in keys]
     report = {
@@ -132,68 +124,51 @@ def run_adherence(
     return report
 
 
-def build_adherence_report(entries: Sequence[Mapping[str, Any]], conditions: Sequence[str]) -> dict[str, Any]:
-    """Means over the images, and how often the control helped.
-
-    Args:
-        entries: Of each image, the scores under each condition and of the reference.
-        conditions: Those that there are.
-
-    Returns:
-        What `run_adherence` describes, without the images themselves.
-    """
-    mean: dict[str, Any] = {}
-    interval: dict[str, Any] = {}
-    counts: dict[str, Any] = {}
-    for condition in (REFERENCE, *conditions):
-        columns = {name: [e[condition][name] for e in entries if e[condition][name] is not None] for name in MEASURES}
-        mean[condition] = {name: float(np.mean(c)) if c else None for name, c in columns.items()}
-        interval[condition] = {name: bootstrap_interval(column) for name, column in columns.items()}
-        counts[condition] = {name: len(column) for name, column in columns.items()}
-    wins = {}
-    if "depth" in conditions:
-        for condition in conditions:
-            if condition != "depth":
-                better = [e["depth"]["abs_rel"] < e[condition]["abs_rel"] for e in entries]
-                wins[condition] = float(np.mean(better))
-    return {
-        "format": REPORT_FORMAT,
-        "images": len(entries),
-        "mean": mean,
-        "interval": interval,
-        "counts": counts,
-        "wins": wins,
-    }
-
-
 def format_adherence(report: Mapping[str, Any]) -> str:
     """The report as text for a terminal, without a final newline."""
     rows = [condition for condition in ROWS if condition in report["mean"]]
     width = max(len(ROWS[condition]) for condition in rows)
     lines = [
-        f"Depth adherence of {report['images']} images: the depth of what was generated, against the photo's, aligned "
-        "in log",
+        f"Depth adherence of {report['images']} images: estimated depth of what was generated, against that of the "
+        "photo, aligned in log",
         "",
-        " " * width + "".join(title.rjust(26) for title in TABLE.values()),
+        " " * width + "".join(title.rjust(CELL) for title in TABLE.values()),
     ]
     for condition in rows:
-        cells = []
-        for measure in TABLE:
-            value, ends = report["mean"][condition][measure], report["interval"][condition][measure]
-            cells.append("-" if value is None else f"{value:.3f} [{ends[0]:.3f}, {ends[1]:.3f}]")
-        lines.append(ROWS[condition].ljust(width) + "".join(cell.rjust(26) for cell in cells))
+        cells = (_cell(report["mean"][condition][name], report["interval"][condition][name]) for name in TABLE)
+        lines.append(ROWS[condition].ljust(width) + "".join(cell.rjust(CELL) for cell in cells))
     lines += ["", "In brackets: 95 % intervals of the means (bootstrap over the images)."]
-    for condition, share in report["wins"].items():
-        what = {"none": "than without it", "shuffled": "than images made with another's"}[condition]
-        lines.append(f"{share:.0%} of the images follow their depth better with it {what} (AbsRel).")
+    for condition, paired in report["paired"].items():
+        if paired["better"] is not None:
+            difference = _cell(paired["abs_rel_difference"], paired["interval"], "+.3f")
+            lines.append(
+                f"AbsRel with its depth less that {OTHERS[condition]}: {difference}; it is lower for "
+                f"{paired['better']:.0%} of {paired['images']} images."
+            )
+    for name, title in TABLE.items():
+        defined = min(report["counts"][condition][name] for condition in rows)
+        if defined < report["images"]:
+            lines.append(
+                f"{title} is defined for {defined} images: the depth of the others has none of what it measures."
+            )
     flagged = sum(any(one["flagged"].values()) for one in report["per_image"])
     if flagged:
-        lines.append(f"{flagged} images were blackened by the safety checker, which spoils their figures.")
+        lines.append(
+            f"The safety checker has blackened what was generated for {flagged} of the images: see `flagged`."
+        )
     return "\n".join(lines)
 
 
 class _Run:
-    """The images of a run, each of whose depths is estimated once."""
+    """The images of a run, each of whose depths is estimated once, and what is drawn of the first ones.
+
+    Args:
+        pipe: The pipeline.
+        images: The photos.
+        settings: What to generate with.
+        partners: From `draw_partners`; `None` without the condition `"shuffled"`.
+        folder: Of the results; the pictures for the contact sheet are there too, for they are dear to make again.
+    """
 
     def __init__(
         self,
@@ -201,47 +176,95 @@ class _Run:
         images: Sequence[PromptedImage],
         settings: AdherenceSettings,
         partners: Sequence[int] | None,
+        folder: Path,
     ) -> None:
         self.test = AdherenceTest(pipe, settings)
         self.images = images
         self.settings = settings
         self.partners = partners
+        self.folder = folder
+        self._first: int | None = None
         self._log_depths: dict[int, torch.Tensor] = {}
 
+    def check_sizes(self) -> None:
+        """Checks that there is an image to generate for each photo, before any network runs."""
+        for number in range(len(self.images)):
+            with self._named(number):
+                pixels = self._pixels(number)
+                self.test.output_size((int(pixels.shape[-2]), int(pixels.shape[-1])))
+
+    def order(self) -> list[int]:
+        """The numbers of all images, each followed by the one whose depth it is shuffled with.
+
+        So two depth maps are kept, and that of the first image, which is the last one's partner.
+        """
+        if self.partners is None:
+            return list(range(len(self.images)))
+        order = [0]
+        while len(order) < len(self.images):
+            order.append(self.partners[order[-1]])
+        return order
+
     def score(self, number: int) -> dict[str, Any]:
-        """The entry of one image."""
-        one, own = self.images[number], self._log_depth(number)
-        size = (int(own.shape[-2]), int(own.shape[-1]))
-        entry: dict[str, Any] = {"key": one.key, "prompt": one.prompt, "seed": self.settings.seed + number}
-        if self.partners is not None:
-            entry["shuffled_with"] = self.images[self.partners[number]].key
-        pictures = {REFERENCE: (self.test.reconstruct(self._pixels(number)), False)}
-        pictures |= {condition: self._generate(condition, number) for condition in self.settings.conditions}
-        entry["flagged"] = {condition: pictures[condition][1] for condition in self.settings.conditions}
-        for condition, (picture, _) in pictures.items():
-            scores = depth_adherence(own[0, 0].numpy(), self.test.log_depth(picture, size)[0, 0].numpy())
-            entry[condition] = {name: None if np.isnan(value) else value for name, value in scores.items()}
+        """The entry of one image; its pictures are kept if they are to be shown."""
+        with self._named(number):
+            one, pixels, own = self.images[number], self._pixels(number), self._log_depth(number)
+            entry: dict[str, Any] = {"key": one.key, "prompt": one.prompt, "seed": self.settings.seed + number}
+            if self.partners is not None:
+                entry["shuffled_with"] = self.images[self.partners[number]].key
+            pictures = {REFERENCE: self.test.reconstruct(pixels)}
+            entry["height"], entry["width"] = pictures[REFERENCE].shape[:2]
+            entry["flagged"] = {}
+            for condition in self.settings.conditions:
+                pictures[condition], entry["flagged"][condition] = self._generate(condition, number)
+            found = {condition: self.test.log_depth(picture)[0, 0].numpy() for condition, picture in pictures.items()}
+            for condition, log_depth in found.items():
+                scores = depth_adherence(own[0, 0].numpy(), log_depth)
+                entry[condition] = {name: None if math.isnan(value) else value for name, value in scores.items()}
+            if number < SHOWN:
+                tiles = self._tiles(pixels, own, [(pictures[c], found[c]) for c in self.settings.conditions])
+                with atomic_write(self._tiles_path(number)) as temporary:
+                    save_array(temporary, np.stack(tiles))
+        needed = {self._first, *([] if self.partners is None else [self.partners[number]])}
+        self._log_depths = {key: value for key, value in self._log_depths.items() if key in needed}
         return entry
 
     def contact_sheet(self) -> NDArray[np.uint8]:
-        """The first images again, with what was generated and its depth."""
-        columns = ["photo", "its depth as control"]
+        """The first images with what was generated and its depth, as they were kept."""
+        columns = ["photo", "its depth", "control image"]
         for condition in self.settings.conditions:
             columns += [TITLES[condition], "depth of that"]
+        results = read_results(self.folder)
         rows = []
         for number, one in enumerate(self.images[:SHOWN]):
-            own = self._log_depth(number)
-            control = control_image_from_log_depth(own, self.settings.control_mode, self.settings.control_percentiles)
-            truth = np.exp(own[0, 0].double().numpy())
-            near, far = np.quantile(np.log(truth), (0.02, 0.98))
-            tiles = [np.asarray(to_pil(self._pixels(number))), np.asarray(to_pil(control))]
-            for condition in self.settings.conditions:
-                picture, _ = self._generate(condition, number)
-                found = self.test.log_depth(picture, truth.shape)[0, 0].numpy()
-                depth = align(found, truth, np.ones(truth.shape, dtype=bool), "log").depth
-                tiles += [(picture * 255).round().astype(np.uint8), color_depth(depth, near, far)]
-            rows.append((f"{one.key}   {one.prompt!r}", tiles))
+            entry = results[one.key]
+            scores = "   ".join(f"{TITLES[c]} {_score_text(entry[c]['abs_rel'])}" for c in self.settings.conditions)
+            prompt = f"   {textwrap.shorten(one.prompt, MAX_PROMPT, placeholder=' ...')!r}" if one.prompt else ""
+            rows.append((f"{one.key}   AbsRel: {scores}{prompt}", list(np.load(self._tiles_path(number)))))
         return draw_sheet(columns, rows)
+
+    def _tiles(
+        self,
+        pixels: torch.Tensor,
+        own: torch.Tensor,
+        generated: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]],
+    ) -> list[NDArray[np.uint8]]:
+        """Pictures of one size, of an image and of what was generated and its log depth."""
+        size = self.test.output_size((int(pixels.shape[-2]), int(pixels.shape[-1])))
+        control = control_image_from_log_depth(own, self.settings.control_mode, self.settings.control_percentiles)
+        log_depth = resize(own.double(), size, "bilinear")[0, 0].numpy()
+        # From the nearest point on, as the aligned depths are.
+        log_depth -= log_depth.min()
+        near, far = np.quantile(log_depth, (0.02, 0.98))
+        tiles = [_picture(resize(pixels, size, "bilinear")), color_depth(np.exp(log_depth), near, far)]
+        tiles.append(_picture(resize(control, size, "bilinear")))
+        for picture, found in generated:
+            _, depth = aligned_depths(own[0, 0].numpy(), found)
+            tiles += [(picture * 255).round().astype(np.uint8), color_depth(depth, near, far)]
+        return tiles
+
+    def _tiles_path(self, number: int) -> Path:
+        return self.folder / f"tiles-{number}.npy"
 
     def _generate(self, condition: str, number: int) -> tuple[NDArray[np.float32], bool]:
         other = self._log_depth(self.partners[number]) if condition == "shuffled" and self.partners else None
@@ -250,28 +273,33 @@ class _Run:
     def _log_depth(self, number: int) -> torch.Tensor:
         if number not in self._log_depths:
             self._log_depths[number] = self.test.log_depth(self._pixels(number))
+            self._first = number if self._first is None else self._first
         return self._log_depths[number]
 
     def _pixels(self, number: int) -> torch.Tensor:
         """The photo, 1×3×H×W in [0, 1]."""
-        one = self.images[number]
+        return load_images(load_image(self.images[number].path))[0]
+
+    @contextmanager
+    def _named(self, number: int) -> Iterator[None]:
+        """Errors say which image it was."""
         try:
-            return load_images(load_image(one.path))[0]
-        except (ValueError, TypeError, OSError) as error:
-            raise ValueError(f"image {one.key!r}: {error}") from error
+            yield
+        except (ValueError, TypeError, RuntimeError) as error:
+            kind = RuntimeError if isinstance(error, RuntimeError) else ValueError
+            raise kind(f"image {self.images[number].key!r}: {error}") from error
+
+
+def _picture(image: torch.Tensor) -> NDArray[np.uint8]:
+    """Makes 1×3×H×W in [0, 1] a picture."""
+    return np.asarray(to_pil(image.clamp(0, 1)))
 
 
 def _describe(
     pipe: DepthFMControlNetPipeline, images: Sequence[PromptedImage], settings: AdherenceSettings
 ) -> dict[str, Any]:
     """All that the results depend on."""
-    estimator = pipe.depth_estimator
-    prediction = PredictionSettings(
-        num_inference_steps=settings.depth_num_inference_steps,
-        processing_resolution=settings.depth_processing_resolution,
-        seed=settings.seed,
-    )
-    depth_run = describe_run(estimator, prediction, "", "")
+    depth_run = describe_run(pipe.depth_estimator, settings.for_prediction(), "", "")
     scheduler = {name: value for name, value in pipe.scheduler.config.items() if not name.startswith("_")}
     return {
         "settings": {
@@ -283,10 +311,10 @@ def _describe(
             "scheduler": {"class": type(pipe.scheduler).__name__, **scheduler},
             "depth_scheduler": depth_run["scheduler"],
             "rescale_depth_self_attention": pipe.config.rescale_depth_self_attention,
-            "device": pipe.device.type,
+            "device": torch.cuda.get_device_name(pipe.device) if pipe.device.type == "cuda" else pipe.device.type,
             "dtype": str(pipe.dtype).removeprefix("torch."),
             "weights": {name: _hash_weights(module) for name, module in _modules(pipe).items()},
-            "data": _hash_images(images),
+            "data": {"images": len(images), "fingerprint": fingerprint(images)},
         },
         "versions": depth_run["versions"],
     }
@@ -306,11 +334,10 @@ def _hash_weights(module: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _hash_images(images: Sequence[PromptedImage]) -> str:
-    """SHA-256 of the files, their names and prompts, in order."""
-    digest = hashlib.sha256()
-    for one in images:
-        digest.update(f"{len(one.key)} {one.key} {len(one.prompt)} {one.prompt}".encode())
-        with one.path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+def _score_text(value: float | None) -> str:
+    """A score as text, a dash where it is not defined."""
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _cell(mean: float | None, ends: Sequence[float] | None, form: str = ".3f") -> str:
+    return "-" if mean is None or ends is None else f"{mean:{form}} [{ends[0]:{form}}, {ends[1]:{form}}]"

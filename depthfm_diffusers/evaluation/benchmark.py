@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from accelerate import PartialState
 from ..export import atomic_write, save_image, save_json
 from ..pipeline_depthfm import DepthFMPipeline
 from ..prediction_files import describe_run
+from ..result_folder import now
 from .contact_sheet import contact_sheet, pick_images
 from .datasets import BenchmarkData
 from .report import build_report
@@ -163,11 +163,6 @@ def _score(pipe: DepthFMPipeline, data: BenchmarkData, index: int, protocol: Pro
     except (ValueError, RuntimeError) as error:
         kind = ValueError if isinstance(error, ValueError) else RuntimeError
         raise kind(f"image {data.keys[index]!r}: {error}") from error
-
-
-def now() -> str:
-    """The time, to the second, as reports have it."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 @contextmanager

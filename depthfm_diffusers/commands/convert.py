@@ -1,0 +1,61 @@
+"""`depthfm convert`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..convert import convert_checkpoint
+from .arguments import Subcommands, add_command
+
+
+def add_parser(commands: Subcommands) -> None:
+    """Adds `depthfm convert` to the commands."""
+    parser = add_command(
+        commands,
+        "convert",
+        convert,
+        "Convert a checkpoint of the DepthFM authors.",
+        "Writes a complete diffusers folder (safetensors), which needs nothing else to run. An interrupted conversion "
+        "leaves nothing that looks finished.",
+    )
+    parser.add_argument("--checkpoint", required=True, type=Path, metavar="CKPT", help="the authors' file")
+    parser.add_argument(
+        "--vae",
+        required=True,
+        type=Path,
+        metavar="PATH",
+        help="folder of the autoencoder in diffusers' format, or a Stable Diffusion folder that has one in vae/",
+    )
+    parser.add_argument("--output", "-o", required=True, type=Path, metavar="DIR", help="folder to write")
+    parser.add_argument(
+        "--rescale-self-attention",
+        action="store_true",
+        help="scale self-attention as the authors' code does without xformers (default: off; can be switched at load)",
+    )
+    parser.add_argument(
+        "--trust-pickle",
+        action="store_true",
+        help="unpickle without restriction, which can run any code in the file (default: off)",
+    )
+    parser.add_argument(
+        "--variant", choices=["fp16"], help="also write the weights in float16 (default: float32 only)"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace an earlier model folder at --output (default: off)"
+    )
+
+
+def convert(args: argparse.Namespace) -> int:
+    """`depthfm convert`: an authors' checkpoint to a diffusers folder."""
+    folder = convert_checkpoint(
+        args.checkpoint,
+        args.vae,
+        args.output,
+        rescale_self_attention=args.rescale_self_attention,
+        trust_pickle=args.trust_pickle,
+        variant=args.variant,
+        overwrite=args.overwrite,
+    )
+    print(f"written to {folder}")
+    return 0

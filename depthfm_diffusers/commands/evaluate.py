@@ -1,0 +1,118 @@
+"""`depthfm evaluate`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from diffusers.utils.torch_utils import get_device
+
+from ..evaluation.alignment import ALIGNMENT_METHODS, ALIGNMENT_SPACES
+from ..evaluation.benchmark import run_evaluation
+from ..evaluation.configs import benchmark_names, load_benchmark
+from ..evaluation.datasets import open_benchmark
+from ..evaluation.report import format_report
+from ..evaluation.scoring import EvaluationSettings
+from ..model_folder import load_pipeline, model_fingerprint, resolve_model
+from .arguments import DTYPES, Subcommands, add_command, add_model_arguments, add_prediction_arguments
+from .reports import add_report_arguments, add_report_output, check_report_files
+from .terminal import Progress
+
+
+def add_parser(commands: Subcommands) -> None:
+    """Adds `depthfm evaluate` to the commands."""
+    parser = add_command(
+        commands,
+        "evaluate",
+        evaluate,
+        "Score a model on a benchmark, or on a folder of your own images with their depth.",
+        "Writes a JSON report with the scores of every image, their means with intervals, every setting and version, "
+        "and a picture of the best, the median and the worst images. Prints the means, with those of the true depth "
+        "sent through the model's way of representing depth, for comparison. If stopped, the same command goes on "
+        "where it was. Several processes share the work: `accelerate launch --multi_gpu --num_processes N -m "
+        "depthfm_diffusers.cli evaluate ...`. See docs/evaluate.md.",
+    )
+    parser.add_argument(
+        "--benchmark", required=True, metavar="NAME_OR_TOML", help="name from --list, or a .toml file of your own"
+    )
+    parser.add_argument("--root", required=True, type=Path, metavar="DIR", help="where its data are")
+    add_report_output(parser)
+    parser.add_argument("--list", action=_ListBenchmarks, nargs=0, help="print the benchmarks and exit")
+    add_model_arguments(parser)
+    add_prediction_arguments(parser, "members to average, whose spread is scored from 2 on")
+    parser.add_argument(
+        "--alignment", choices=ALIGNMENT_SPACES, help="space of the alignment to the truth (default: the benchmark's)"
+    )
+    parser.add_argument(
+        "--alignment-method", choices=ALIGNMENT_METHODS, help="how it is aligned (default: the benchmark's)"
+    )
+    add_report_arguments(parser)
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """`depthfm evaluate`: scores of a model on a benchmark."""
+    settings = EvaluationSettings(
+        num_inference_steps=args.steps,
+        ensemble_size=args.ensemble,
+        seed=args.seed,
+        processing_resolution=args.processing_resolution,
+        batch_size=args.batch_size,
+        alignment=args.alignment,
+        alignment_method=args.alignment_method,
+        limit=args.limit,
+        threads=args.threads,
+    )
+    sheet = check_report_files(args.output, args.contact_sheet)
+    # All that can be wrong with the data is found before a network is loaded.
+    data = open_benchmark(load_benchmark(args.benchmark), args.root)
+    model_folder = resolve_model(args.model, args.variant)
+    for path in (args.output, sheet):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with _processes(args.device) as processes:
+        device = args.device if processes.num_processes == 1 or args.device != "auto" else str(processes.device)
+        pipe = load_pipeline(model_folder, device, DTYPES[args.dtype], args.variant)
+        pipe.set_progress_bar_config(disable=True)
+        with closing(Progress(processes.is_main_process)) as progress:
+            report = run_evaluation(
+                pipe,
+                data,
+                settings,
+                args.output,
+                {
+                    "name": args.model or model_folder.name,
+                    "sha256": model_fingerprint(model_folder),
+                    "variant": args.variant,
+                },
+                contact_sheet_path=sheet,
+                processes=processes,
+                on_progress=progress.show,
+            )
+        if processes.is_main_process:
+            print(f"{format_report(report)}\n\nwritten to {args.output}, contact sheet {sheet}")
+    return 0
+
+
+class _ListBenchmarks(argparse.Action):
+    """Prints the benchmarks and exits, as `--version` does with the version."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *args: Any) -> None:
+        for name in benchmark_names():
+            print(f"{name.ljust(16)}{load_benchmark(name).title}")
+        parser.exit()
+
+
+@contextmanager
+def _processes(device: str) -> Iterator[PartialState]:
+    """The processes that a launcher has started, this one among them; parted from at the end."""
+    on_cpu = (get_device() if device == "auto" else device).startswith("cpu")
+    # Whoever is done early waits for the others for as long as it takes.
+    processes = PartialState(cpu=on_cpu, timeout=timedelta(days=7))
+    try:
+        yield processes
+    finally:
+        processes.destroy_process_group()

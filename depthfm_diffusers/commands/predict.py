@@ -1,0 +1,82 @@
+"""`depthfm predict`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ..input_files import InputFailure, collect_inputs
+from ..model_folder import load_pipeline, model_fingerprint, resolve_model
+from ..prediction_files import PredictionFolder, PredictionSettings, describe_run, predict_files
+from .arguments import DTYPES, Subcommands, add_command, add_images, add_model_arguments, add_prediction_arguments
+from .terminal import complain_about
+
+
+def add_parser(commands: Subcommands) -> None:
+    """Adds `depthfm predict` to the commands."""
+    parser = add_command(
+        commands,
+        "predict",
+        predict,
+        "Predict the depth of image files.",
+        "Writes, for each input, NAME_depth.npy (float32 in [0, 1], 0 near, 1 far), NAME_log_depth.npy (the network's "
+        "log depth), NAME_depth.png (16 bit) and NAME_color.png, and one metadata.json with what is needed to repeat "
+        "them. NAME is the input's name without suffix; where names collide, NAME_SUFFIX or NAME_2, NAME_3, ... "
+        "A result is replaced only by a later one for the same file, and nothing else that is in the output folder "
+        "is overwritten. A bad input is named on stderr and does not stop the others; the exit status is 0 only if "
+        "every input was written.",
+    )
+    add_images(parser)
+    parser.add_argument("--output", "-o", required=True, type=Path, metavar="DIR", help="folder for the results")
+    add_model_arguments(parser)
+    add_prediction_arguments(parser, "members to average")
+    parser.add_argument(
+        "--colormap", default="Spectral", metavar="NAME", help="matplotlib's, for NAME_color.png (default: Spectral)"
+    )
+
+
+def predict(args: argparse.Namespace) -> int:
+    """`depthfm predict`: depth maps of image files."""
+    settings = PredictionSettings(
+        num_inference_steps=args.steps,
+        ensemble_size=args.ensemble,
+        seed=args.seed,
+        processing_resolution=args.processing_resolution,
+        batch_size=args.batch_size,
+        colormap=args.colormap,
+    )
+    folder = PredictionFolder(args.output)
+    try:
+        inputs, failures = collect_inputs(args.images, skip=folder.results())
+        for failure in failures:
+            complain_about(failure)
+        total = len(inputs) + len(failures)
+        written = 0
+        for failure in tqdm(
+            _predictions(args, settings, inputs, folder), total=len(inputs), unit="image", disable=None
+        ):
+            if failure is None:
+                written += 1
+            else:
+                complain_about(failure)
+    finally:
+        folder.close()
+    print(f"{written} of {total} inputs written to {args.output}")
+    return 0 if written == total else 1
+
+
+def _predictions(
+    args: argparse.Namespace, settings: PredictionSettings, inputs: list[Path], folder: PredictionFolder
+) -> Iterator[InputFailure | None]:
+    """Loads the model, if there is anything to predict, and predicts."""
+    if not inputs:
+        return
+    model_folder = resolve_model(args.model, args.variant)
+    pipe = load_pipeline(model_folder, args.device, DTYPES[args.dtype], args.variant)
+    pipe.set_progress_bar_config(disable=True)
+    run = describe_run(pipe, settings, args.model or model_folder.name, model_fingerprint(model_folder))
+    folder.begin_run({**run, "variant": args.variant}, inputs)
+    yield from predict_files(pipe, inputs, folder, settings)
