@@ -29,7 +29,7 @@ from .scheduling_flow_matching_image_to_depth import (
     FlowMatchingImageToDepthSchedulerOutput,
 )
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 register_with_diffusers(
     DepthFMPipeline,

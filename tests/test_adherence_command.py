@@ -65,6 +65,46 @@ def test_report_picture_and_table(adherence, tmp_path, capsys):
     assert f"{report['mean']['shuffled']['delta1']:.3f}" in shown
 
 
+def test_images_of_one_name_and_the_models_are_told_apart(adherence, photos, tmp_path):
+    (photos / "more").mkdir()
+    build_image(7).save(photos / "more" / "photo0.png")
+    rows = [{"file_name": f"photo{i}.png", "text": "a" * i} for i in range(3)]
+    rows += [{"file_name": "more/photo0.png", "text": "b"}, {"file_name": "absent.png", "text": "no"}]
+    (photos / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    more = photos / "more" / "photo0.png"
+    assert adherence("--prompts", photos / "metadata.jsonl", "--conditions", "none", photos_more=(more,)) == 0
+    text = (tmp_path / "out" / "report.json").read_text()
+    report = json.loads(text)
+    assert [one["key"] for one in report["per_image"]] == ["photo0.png", "photo1.png", "photo2.png", "more/photo0.png"]
+    assert [one["prompt"] for one in report["per_image"]] == ["", "a", "aa", "b"]
+    assert report["models"]["base"]["name"] == "base"
+    assert len(report["models"]["controlnets"][0]["sha256"]) == 64
+    assert str(tmp_path) not in text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["photo0.png"], "'shuffled' needs two images at least"),
+        (["absent"], "no such file or folder"),
+        (["photo0.png", "absent*.png"], "the pattern matches no file"),
+        ([".", "--prompts", "prompts.txt"], "must be a .jsonl or a .csv file"),
+        ([".", "--prompts", "absent.csv"], "No such file or directory"),
+        ([".", "--output", "r.txt"], "its name must end in .json"),
+        ([".", "--output", "r.json", "--contact-sheet", "r.json"], "give them different names"),
+        ([".", "broken.txt"], "broken.txt is not an image"),
+    ],
+)
+def test_bad_input_is_refused_before_a_model_is_looked_for(words, message, photos, monkeypatch, capsys):
+    monkeypatch.chdir(photos)
+    (photos / "prompts.txt").write_text("a")
+    (photos / "broken.txt").write_bytes(b"broken")
+    output = [] if "--output" in words else ["--output", "r.json"]
+    assert cli.main(["adherence", *words, "--base", "absent_model", "--controlnet", "absent_model", *output]) == 1
+    assert message in capsys.readouterr().err
+    assert not list(photos.glob("r.*"))
+
+
 def test_a_saved_pipeline_is_all_that_is_needed(adherence, tmp_path):
     assert adherence(base="complete", controlnet=None, depth=None) == 0
     assert json.loads((tmp_path / "out" / "report.json").read_text())["images"] == 3
@@ -86,19 +126,14 @@ def test_a_prompt_per_image(adherence, photos, tmp_path):
 @pytest.mark.parametrize(
     ("more", "options", "message"),
     [
-        (("--limit", 1), {}, "'shuffled' needs two images"),
         ((), {"base": "other"}, "attends to text embeddings of width"),
         ((), {"controlnet": None}, "has no ControlNet"),
         ((), {"base": "depth"}, "which is no Stable Diffusion"),
         ((), {"controlnet": "depth"}, "config.json"),
-        (("--output", "report.txt"), {}, "must end in .json"),
-        (("--prompts", "prompts.txt"), {}, "prompts.txt"),
-        ((), {"photos_more": ("nowhere.png",)}, "nowhere.png: no such file"),
     ],
 )
 def test_bad_input_is_named(more, options, message, adherence, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "prompts.txt").write_text("a")
     monkeypatch.setattr(StableDiffusionPipeline, "__call__", None)  # no image may be made
     assert adherence(*more, **options) == 1
     assert message in capsys.readouterr().err

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import train_depth_controlnet
 import train_depthfm
 from conftest import build_components
 
@@ -46,6 +47,16 @@ def test_flags_named_on_the_training_page_exist():
     other_programs = {"logdir", "model", "output", "repeats", "steps"}  # tensorboard, `depthfm predict`, a benchmark
     assert len(flags) > 30
     assert flags - known == other_programs
+
+
+def test_training_flags_named_on_the_synthesis_page_exist():
+    page = (ROOT / "docs" / "synthesis.md").read_text(encoding="utf-8")
+    section = page[page.index("## Training a ControlNet") : page.index("## Does it follow the depth?")]
+    flags = set(re.findall(r"(?<![\w-])--([a-z0-9_]+)", section))
+    parser = train_depth_controlnet.build_parser()
+    known = {option[2:] for action in parser._actions for option in action.option_strings}
+    assert len(flags) > 15
+    assert flags - known == {"prompt", "base", "output"}  # of `depthfm synthesize`
 
 
 def test_quick_start_runs(tmp_path, monkeypatch):

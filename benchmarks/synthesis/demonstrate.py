@@ -20,6 +20,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from depthfm_diffusers.evaluation.adherence import MEASURES
 from depthfm_diffusers.evaluation.adherence_run import ROWS
 
@@ -31,12 +33,14 @@ BASE = [
     *("--max_train_steps", "7000", "--learning_rate", "1e-3", "--lr_warmup_steps", "200", "--ema_decay", "0.998"),
     *("--cache_latents", "3", "--validation_steps", "7000"),
 ]
+# Trained in two stages, each with a learning rate that falls to 0: after the first, images began to follow the depth.
+CONTROLNET_STAGES = (2000, 3400)
 CONTROLNET = [
-    *("--max_train_steps", "2000", "--learning_rate", "1e-3", "--lr_scheduler", "cosine", "--lr_warmup_steps", "100"),
+    *("--learning_rate", "1e-3", "--lr_scheduler", "cosine", "--lr_warmup_steps", "100"),
     *("--conditioning_embedding_out_channels", "8", "16", "32", "64", "--proportion_empty_prompts", "0.1"),
-    *("--cache_latents", "2", "--validation_guidance_scale", "2", "--validation_steps", "1000"),
+    *("--cache_latents", "2", "--validation_guidance_scale", "2", "--validation_steps", "4000"),
 ]
-ADHERENCE = ["--steps", "20", "--guidance-scale", "2"]
+ADHERENCE = ["--steps", "20", "--guidance-scale", "2", "--limit", "60"]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -46,7 +50,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--work", type=Path, required=True, help="Folder for data and models.")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/synthesis", help="Folder of the report.")
     parser.add_argument("--plots", type=Path, default=ROOT / "docs/results", help="Folder of the picture.")
-    parser.add_argument("--images", type=int, default=None, help="Held-out frames to measure on; default: all.")
     parser.add_argument("--print", action="store_true", dest="only_print", help="Print the commands, run none.")
     return parser
 
@@ -58,7 +61,6 @@ def commands(args: argparse.Namespace) -> list[list[str]]:
     shards = [str(captioned / shard.name) for shard in args.shards]
     base, controlnet, latents = work / "base", work / "controlnet", ["--latent_cache_dir", str(work / "latents")]
     python = sys.executable
-    limit = [] if args.images is None else ["--limit", str(args.images)]
     train_base = [
         *(python, str(here / "train_base.py"), "--train_data", *shards, "--output_dir", str(base)),
         *(*DATA, *latents, *BASE, *GOING_ON),
@@ -66,15 +68,16 @@ def commands(args: argparse.Namespace) -> list[list[str]]:
     train_controlnet = [
         *(python, str(ROOT / "training/train_depth_controlnet.py"), "--train_data", *shards),
         *("--pretrained_model_name_or_path", str(base), "--output_dir", str(controlnet)),
-        *(*DATA, *latents, *CONTROLNET, *GOING_ON),
+        *(*DATA, *latents, *CONTROLNET, *GOING_ON, "--max_train_steps"),
     ]
+    stages = [[*train_controlnet, str(steps)] for steps in CONTROLNET_STAGES]
     adherence = [
         *(python, "-m", "depthfm_diffusers.cli", "adherence", str(captioned / "held_out")),
         *("--prompts", str(captioned / "held_out/metadata.jsonl"), "--base", str(base)),
-        *("--controlnet", str(controlnet), "--output", str(work / "adherence.json"), *ADHERENCE, *limit),
+        *("--controlnet", str(controlnet), "--output", str(work / "adherence.json"), *ADHERENCE),
     ]
     caption = [python, str(here / "caption_scenes.py"), *map(str, args.shards), "--output", str(captioned)]
-    return [caption, train_base, train_controlnet, adherence]
+    return [caption, train_base, *stages, adherence]
 
 
 def table(report: Mapping[str, Any]) -> str:
@@ -89,6 +92,12 @@ def table(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def shrink(source: Path, destination: Path) -> None:
+    """Writes a picture at half its size."""
+    picture = Image.open(source)
+    picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.LANCZOS).save(destination)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Runs the program; `argv` defaults to the command line."""
     args = build_parser().parse_args(argv)
@@ -100,7 +109,7 @@ def main(argv: list[str] | None = None) -> None:
         shutil.copy(args.work / "adherence.json", args.output / "adherence.json")
         print(table(json.loads((args.work / "adherence.json").read_text())))
         args.plots.mkdir(parents=True, exist_ok=True)
-        shutil.copy(args.work / "adherence.png", args.plots / "depth_adherence.png")
+        shrink(args.work / "adherence.png", args.plots / "depth_adherence.png")
 
 
 if __name__ == "__main__":
