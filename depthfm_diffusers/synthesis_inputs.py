@@ -25,6 +25,7 @@ class SynthesisSources:
         files: Absolute paths of the photos; or of the one depth map, if there is no photo.
         depth_file: The file of the depth map that is given instead of estimated, or `None`.
         log_depth: Its log depth, 1×1×H×W.
+        is_log_file: Whether the file holds log depth, not depth.
         has_photos: Whether `files` are photos.
         mask_file: For inpainting, the file of the mask.
         mask: The mask.
@@ -36,6 +37,7 @@ class SynthesisSources:
     has_photos: bool = True
     mask_file: Path | None = None
     mask: Image.Image | None = None
+    is_log_file: bool = False
 
     def protected(self) -> list[Path]:
         """All files that are read, which may lie in the folder that is written to."""
@@ -43,7 +45,7 @@ class SynthesisSources:
 
     def describe(self) -> dict[str, Any]:
         """The files that all images of a run have in common, for a record."""
-        shared = {"depth": self.depth_file, "mask": self.mask_file}
+        shared = {"log_depth" if self.is_log_file else "depth": self.depth_file, "mask": self.mask_file}
         return {
             name: {"file": os.path.abspath(file), "sha256": file_sha256(file)}
             for name, file in shared.items()

@@ -105,6 +105,20 @@ def test_bad_input_is_refused_before_a_model_is_looked_for(words, message, photo
     assert not list(photos.glob("r.*"))
 
 
+def test_nothing_but_an_earlier_report_is_overwritten(adherence, photos, tmp_path, capsys):
+    mine = tmp_path / "mine.json"
+    mine.write_text('{"mine": 1}')
+    assert adherence("--output", mine) == 1
+    assert "not a report of `depthfm adherence`" in capsys.readouterr().err
+    assert mine.read_text() == '{"mine": 1}'
+    photo = (photos / "photo0.png").read_bytes()
+    assert adherence("--contact-sheet", photos / "photo0.png") == 1
+    assert "not overwritten" in capsys.readouterr().err
+    assert (photos / "photo0.png").read_bytes() == photo
+    assert adherence("--conditions", "none") == 0
+    assert adherence("--conditions", "none", "--prompt", "a") == 0
+
+
 def test_a_saved_pipeline_is_all_that_is_needed(adherence, tmp_path):
     assert adherence(base="complete", controlnet=None, depth=None) == 0
     assert json.loads((tmp_path / "out" / "report.json").read_text())["images"] == 3
@@ -117,7 +131,8 @@ def test_a_prompt_per_image(adherence, photos, tmp_path):
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert [one["prompt"] for one in report["per_image"]] == ["", "a", "aa"]
     (tmp_path / "prompts.csv").write_text("file_name,text\nphoto0.png,\nphoto1.png,a\nphoto2.png,aa\n")
-    (tmp_path / "out" / "report.json").unlink()
+    for left in (tmp_path / "out").iterdir():
+        left.unlink()
     assert adherence("--prompts", tmp_path / "prompts.csv", "--conditions", "depth") == 0
     again = json.loads((tmp_path / "out" / "report.json").read_text())
     assert again["per_image"] == report["per_image"]

@@ -209,7 +209,7 @@ def test_depth_that_is_given(synthesize, models, tmp_path, option):
     assert synthesize(option, file) == 0
     image = expected(models, DepthFMControlNetPipeline, log_depth=log_depth)
     assert np.array_equal(pixels(tmp_path / "out" / "d_seed0.png"), image)
-    given = read_metadata(tmp_path / "out")["runs"][0]["given"]["depth"]
+    given = read_metadata(tmp_path / "out")["runs"][0]["given"][option.removeprefix("--").replace("-", "_")]
     assert given["file"] == str(tmp_path / file)
 
 
@@ -219,6 +219,15 @@ def test_depth_for_a_photo_that_is_started_from(synthesize, models, photo, tmp_p
     assert synthesize(photo, "--img2img", "--log-depth", "y.npy") == 0
     image = expected(models, DepthFMControlNetImg2ImgPipeline, image=build_image(), log_depth=log_depth)
     assert np.array_equal(pixels(tmp_path / "out" / "photo_seed0.png"), image)
+
+
+def test_depth_and_log_depth_of_one_file_are_two_results(synthesize, tmp_path):
+    np.save(tmp_path / "d.npy", np.linspace(0.2, 1.5, 48 * 64, dtype=np.float32).reshape(48, 64))
+    assert synthesize("--depth", "d.npy") == 0
+    first = (tmp_path / "out" / "d_seed0.png").read_bytes()
+    assert synthesize("--log-depth", "d.npy") == 0
+    assert (tmp_path / "out" / "d_seed0.png").read_bytes() == first
+    assert len(read_metadata(tmp_path / "out")["images"]) == 2
 
 
 @pytest.mark.parametrize(

@@ -174,6 +174,19 @@ def test_the_base_is_left_alone_and_the_result_is_complete(models, images, tmp_p
     assert not (tmp_path / "run" / "unet").exists()
 
 
+def test_card_of_a_finished_run_is_kept_when_it_is_resumed(models, images, tmp_path):
+    train(models, images, tmp_path / "run", "--max_train_steps", "2")
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "abs_rel" in card
+    train(models, images, tmp_path / "run", "--max_train_steps", "2", "--resume_from_checkpoint", "latest")
+    assert (tmp_path / "run" / "README.md").read_text() == card
+
+
+def test_half_precision_is_refused_on_the_cpu(models, images, tmp_path):
+    with pytest.raises(ValueError, match="--mixed_precision fp16 needs a GPU"):
+        train(models, images, tmp_path / "run", "--mixed_precision", "fp16")
+
+
 def test_training_goes_on_from_a_controlnet(models, images, tmp_path):
     train(models, images, tmp_path / "run", "--controlnet", str(models["controlnet"]), "--max_train_steps", "2")
     old = load_file(models["controlnet"] / "diffusion_pytorch_model.safetensors")

@@ -59,6 +59,7 @@ def build_accelerator(args: argparse.Namespace) -> Accelerator:
 
     Raises:
         ImportError: If a tracker that `--report_to` asks for is not installed.
+        ValueError: If float16 is asked for on the CPU.
         RuntimeError: If the processes that were launched do not know of each other.
     """
     logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
@@ -84,6 +85,8 @@ def build_accelerator(args: argparse.Namespace) -> Accelerator:
             project_dir=str(output_dir), logging_dir=str(output_dir / args.logging_dir)
         ),
     )
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("--mixed_precision fp16 needs a GPU: use bf16 or no on the CPU.")
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if launched != accelerator.num_processes:
         raise RuntimeError(

@@ -116,6 +116,9 @@ def _write(
     task: str,
     tags: Sequence[str],
 ) -> None:
+    path = Path(args.output_dir) / "README.md"
+    if not scores and args.resume_from_checkpoint and path.is_file():
+        return  # the run was complete: what was measured then is in the card
     table = "Not validated: nothing was kept out."
     if scores:
         rows = "\n".join(f"| {metric} | {value:.4f} |" for metric, value in scores.items())
@@ -135,7 +138,7 @@ def _write(
         scores=table,
         settings=json.dumps({key: getattr(args, key) for key in SETTINGS}, indent=2),
     )
-    ModelCard(f"---\n{card.to_yaml()}\n---\n\n{text}").save(Path(args.output_dir) / "README.md")
+    ModelCard(f"---\n{card.to_yaml()}\n---\n\n{text}").save(path)
 
 
 def _name(args: argparse.Namespace) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import json
 from contextlib import closing
 from pathlib import Path
 
 from ..evaluation.adherence import CONDITIONS, AdherenceSettings, draw_partners
 from ..evaluation.adherence_data import check_images, prompted_images
+from ..evaluation.adherence_report import REPORT_FORMAT
 from ..evaluation.adherence_run import format_adherence, run_adherence
 from ..input_files import collect_inputs
 from ..pipeline_depthfm_controlnet import DepthFMControlNetPipeline
@@ -89,6 +92,7 @@ def adherence(args: argparse.Namespace) -> int:
         threads=args.threads,
     )
     sheet = check_report_files(args.output, args.contact_sheet)
+    _check_not_in_the_way(args.output, sheet)
     files, failures = collect_inputs(args.images)
     if failures:
         raise ValueError(f"{failures[0].name}: {failures[0].reason}")
@@ -108,3 +112,20 @@ def adherence(args: argparse.Namespace) -> int:
         report = run_adherence(pipe, images, settings, args.output, models, sheet, progress.show)
     print(f"{format_adherence(report)}\n\nwritten to {args.output}, contact sheet {sheet}")
     return 0
+
+
+def _check_not_in_the_way(output: Path, sheet: Path) -> None:
+    """Raises if something else than an earlier report and its picture would be overwritten."""
+    if output.exists():
+        try:
+            form = json.loads(output.read_text(encoding="utf-8"))["format"]
+        except (ValueError, TypeError, KeyError):
+            form = None
+        if form != REPORT_FORMAT:
+            raise FileExistsError(
+                errno.EEXIST, "not a report of `depthfm adherence`, and not overwritten", str(output)
+            )
+    elif sheet.exists():
+        raise FileExistsError(
+            errno.EEXIST, "there is no report that it is the picture of; not overwritten", str(sheet)
+        )

@@ -216,7 +216,8 @@ def _read_sources(args: argparse.Namespace, folder: SynthesisFolder) -> tuple[Sy
     files, failures = collect_inputs(args.images or [depth_file], skip=folder.results())
     if depth_file is not None and len(files) > 1:
         raise ValueError(f"{args.images[0]} stands for {len(files)} images, but {depth_file} is the depth of one.")
-    return SynthesisSources(files, depth_file, log_depth, bool(args.images), args.mask, mask), failures
+    is_log = args.log_depth is not None
+    return SynthesisSources(files, depth_file, log_depth, bool(args.images), args.mask, mask, is_log), failures
 
 
 def _synthesized(

@@ -110,7 +110,7 @@ class _Prompts:
         if len(named) > 1:
             raise self._error(f"{len(named)} rows could be for {file.name}: put the file where its paths start from.")
         if not named:
-            raise self._error(f"there is no prompt for {file.name}.")
+            raise self._error(f"there is no prompt for {file.name} ({file}); its paths start at {self._path.parent}.")
         return named[0]
 
     def _rows(self) -> list[Any]:
