@@ -1,7 +1,7 @@
 """DepthFM for diffusers: an image straight to its depth map, by flow matching.
 
 Importing this package also makes its classes attributes of `diffusers`, so that saved folders load through
-`diffusers.DiffusionPipeline.from_pretrained` too (see `depthfm_diffusers.hub`).
+`diffusers.DiffusionPipeline.from_pretrained` too (see `depthfm_diffusers.loaders.registration`).
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ if Version(diffusers.__version__).release < (0, 42):
         "Upgrade it: pip install --upgrade 'diffusers>=0.42'"
     )
 
-from .convert import convert_checkpoint
-from .hub import default_model_path, register_with_diffusers
-from .pipeline_depthfm import DepthFMPipeline
-from .pipeline_depthfm_controlnet import DepthFMControlNetPipeline
-from .pipeline_depthfm_controlnet_img2img import DepthFMControlNetImg2ImgPipeline
-from .pipeline_depthfm_controlnet_inpaint import DepthFMControlNetInpaintPipeline
-from .pipeline_output import DepthFMControlNetOutput, DepthFMOutput
-from .prompt_embedding import PromptEmbedding
-from .scheduling_flow_matching_image_to_depth import (
+from .checkpoints.convert import convert_checkpoint
+from .loaders.registration import register_with_diffusers
+from .models.prompt_embedding import PromptEmbedding
+from .pipelines.depthfm.pipeline_depthfm import DepthFMPipeline
+from .pipelines.depthfm_controlnet.pipeline_depthfm_controlnet import DepthFMControlNetPipeline
+from .pipelines.depthfm_controlnet.pipeline_depthfm_controlnet_img2img import DepthFMControlNetImg2ImgPipeline
+from .pipelines.depthfm_controlnet.pipeline_depthfm_controlnet_inpaint import DepthFMControlNetInpaintPipeline
+from .pipelines.depthfm_controlnet.pipeline_output import DepthFMControlNetOutput
+from .pipelines.pipeline_output import DepthFMOutput
+from .pretrained.bundled import default_model_path
+from .schedulers.scheduling_flow_matching_image_to_depth import (
     FlowMatchingImageToDepthScheduler,
     FlowMatchingImageToDepthSchedulerOutput,
 )
-
-__version__ = "0.4.0"
+from .utils.version import __version__
 
 register_with_diffusers(
     DepthFMPipeline,

@@ -12,9 +12,16 @@ import diffusers
 import transformers
 from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
 
-from . import __version__
-from .commands import adherence, bench, convert, evaluate, predict, synthesize
+from .commands import (
+    adherence,
+    bench,
+    convert,
+    evaluate,
+    predict,
+    synthesize,
+)
 from .commands.terminal import complain
+from .utils.version import __version__
 
 INTERRUPTED = 130
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 
 # Nothing in this suite may reach a hub; must be set before huggingface_hub is imported.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -12,60 +13,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from helpers.components import build_components, build_unet, build_vae
+from helpers.repository import ROOT
 from PIL import Image
 
-DATA = Path(__file__).parent / "data"
+SCRIPTS = [path for top in ("training", "benchmarks") for path in sorted((ROOT / top).rglob("*.py"))]
+# A script finds its neighbours as when it is run: in its own folder.
+sys.path += [str(folder) for folder in dict.fromkeys(path.parent for path in SCRIPTS)]
 
 
-def build_unet(seed: int = 0, **changes: object) -> UNet2DConditionModel:
-    """A random UNet of DepthFM's layout: 8 input channels, 4 output channels, two levels unless `changes` say else."""
-    torch.manual_seed(seed)
-    config = {
-        "sample_size": 8,
-        "in_channels": 8,
-        "out_channels": 4,
-        "block_out_channels": (32, 64),
-        "layers_per_block": 1,
-        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-        "cross_attention_dim": 16,
-        "attention_head_dim": 8,
-        "use_linear_projection": True,
-    }
-    return UNet2DConditionModel(**{**config, **changes}).eval()
-
-
-def build_vae(seed: int = 0, **changes: object) -> AutoencoderKL:
-    """A random 8x autoencoder with 4 latent channels, 4 levels as Stable Diffusion's."""
-    torch.manual_seed(seed)
-    config = {
-        "in_channels": 3,
-        "out_channels": 3,
-        "down_block_types": ("DownEncoderBlock2D",) * 4,
-        "up_block_types": ("UpDecoderBlock2D",) * 4,
-        "block_out_channels": (8, 16, 16, 16),
-        "layers_per_block": 1,
-        "latent_channels": 4,
-        "norm_num_groups": 4,
-    }
-    return AutoencoderKL(**{**config, **changes}).eval()
-
-
-def build_components(seed: int = 0) -> dict[str, object]:
-    """All components of a `DepthFMPipeline`, tiny and random."""
-    from depthfm_diffusers import FlowMatchingImageToDepthScheduler, PromptEmbedding
-
-    torch.manual_seed(seed)
-    prompt_embedding = PromptEmbedding(num_tokens=4, dim=16)
-    torch.nn.init.normal_(next(prompt_embedding.parameters()))
-    return {
-        "unet": build_unet(seed),
-        "vae": build_vae(seed),
-        "scheduler": FlowMatchingImageToDepthScheduler(),
-        "prompt_embedding": prompt_embedding.eval(),
-    }
+def pytest_configure(config) -> None:
+    """Makes warnings of the scripts errors, as setup.cfg does for the package."""
+    names = "|".join(path.stem for path in SCRIPTS if path.stem != "__init__")
+    config.addinivalue_line("filterwarnings", f"error:::(scene_rendering\\.)?({names})$")
 
 
 @pytest.fixture
@@ -96,7 +56,7 @@ def image() -> Image.Image:
 def fresh_accelerate_state():
     """Lets a run of a training script in this process start as in a new one."""
     yield
-    from training_runs import reset_accelerate
+    from helpers.training_runs import reset_accelerate
 
     reset_accelerate()
 
@@ -104,7 +64,10 @@ def fresh_accelerate_state():
 @pytest.fixture(scope="module")
 def shard(tmp_path_factory) -> Path:
     """A tiny WebDataset shard of 12 frames, 6 scenes."""
-    from shards import sloping_frame, write_shard
+    from helpers.shards import (
+        sloping_frame,
+        write_shard,
+    )
 
     folder = tmp_path_factory.mktemp("shards")
     return write_shard(folder / "train-000.tar", [sloping_frame(n) for n in range(12)])

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import depthfm_diffusers
 from depthfm_diffusers import DepthFMPipeline
-from depthfm_diffusers.model_folder import halve_weights, save_pipeline
+from depthfm_diffusers.checkpoints.model_folder import (
+    halve_weights,
+    save_pipeline,
+)
 
-TARGET = Path(depthfm_diffusers.__file__).parent / "models" / "depthfm-tiny"
+TARGET = Path(depthfm_diffusers.__file__).parent / "pretrained" / "depthfm-tiny"
 SIZE_LIMIT = 40e6
 
 

@@ -11,7 +11,27 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from autoencoder_objective import (
+from diffusers import AutoencoderKL
+
+from depthfm_diffusers.frames import split_by_scene
+from depthfm_diffusers.training.config import (
+    base_parser,
+    parse_with_config,
+    positive_int,
+)
+from depthfm_diffusers.training.data.depth_transforms import AugmentationConfig
+from depthfm_diffusers.training.data.sampling import (
+    EpochBatchSampler,
+    SourceIndices,
+)
+from depthfm_diffusers.training.data.sources import MixedFrames
+from depthfm_diffusers.training.loop import (
+    Trainer,
+    build_accelerator,
+    log_pictures,
+    write_run_config,
+)
+from depthfm_diffusers.training.objectives.autoencoder_objective import (
     DOWNSAMPLING,
     LATENT_CHANNELS,
     AutoencoderViews,
@@ -19,15 +39,7 @@ from autoencoder_objective import (
     autoencoder_loss,
     image_and_depth,
 )
-from config import base_parser, parse_with_config, positive_int
-from depth_transforms import AugmentationConfig
-from diffusers import AutoencoderKL
-from loop import Trainer, build_accelerator, log_pictures, write_run_config
-from sampling import EpochBatchSampler, SourceIndices
-from sources import MixedFrames
-from validation import picture_grid
-
-from depthfm_diffusers.frames import split_by_scene
+from depthfm_diffusers.training.validation.depth_validation import picture_grid
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

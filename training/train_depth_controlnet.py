@@ -14,9 +14,16 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from base_model import load_schedule, load_stable_diffusion
-from captioned_images import open_captioned_images
-from config import (
+from diffusers import DDIMScheduler, DDPMScheduler, StableDiffusionPipeline
+
+from depthfm_diffusers import default_model_path
+from depthfm_diffusers.checkpoints.model_folder import (
+    load_pipeline,
+    resolve_model,
+)
+from depthfm_diffusers.control_image import CONTROL_MODES, DEFAULT_CONTROL_PERCENTILES
+from depthfm_diffusers.frames import split_by_scene
+from depthfm_diffusers.training.config import (
     add_cache_flags,
     add_hub_flags,
     add_lora_flags,
@@ -26,7 +33,8 @@ from config import (
     positive_int,
     share,
 )
-from control_data import (
+from depthfm_diffusers.training.data.captioned_images import open_captioned_images
+from depthfm_diffusers.training.data.controlnet_data import (
     CachedControl,
     ControlImages,
     DepthControl,
@@ -35,21 +43,44 @@ from control_data import (
     encode_control_batch,
     prompt_embeddings,
 )
-from control_validation import ControlValidation
-from controlnet_model import DEFAULT_CONDITIONING_CHANNELS, build_controlnet, predict_with_control, save_controlnet
-from denoising import DiffusionDraws, denoising_loss
-from depth_transforms import AugmentationConfig
-from diffusers import DDIMScheduler, DDPMScheduler, StableDiffusionPipeline
-from loop import COUNT, Trainer, build_accelerator, check_can_validate, log_pictures, write_run_config
-from lora import TARGET_MODULES, checkpoint_trained_only
-from model_card import check_hub_access, push_to_hub, write_controlnet_card
-from sampling import EpochBatchSampler
-from sources import MixedFrames, has_weights
-
-from depthfm_diffusers import default_model_path
-from depthfm_diffusers.control_image import CONTROL_MODES, DEFAULT_CONTROL_PERCENTILES
-from depthfm_diffusers.frames import split_by_scene
-from depthfm_diffusers.model_folder import load_pipeline, resolve_model
+from depthfm_diffusers.training.data.depth_transforms import AugmentationConfig
+from depthfm_diffusers.training.data.sampling import EpochBatchSampler
+from depthfm_diffusers.training.data.sources import (
+    MixedFrames,
+    has_weights,
+)
+from depthfm_diffusers.training.loop import (
+    COUNT,
+    Trainer,
+    build_accelerator,
+    check_can_validate,
+    log_pictures,
+    write_run_config,
+)
+from depthfm_diffusers.training.lora import (
+    TARGET_MODULES,
+    checkpoint_trained_only,
+)
+from depthfm_diffusers.training.model_card import (
+    check_hub_access,
+    push_to_hub,
+    write_controlnet_card,
+)
+from depthfm_diffusers.training.networks.base_model import (
+    load_schedule,
+    load_stable_diffusion,
+)
+from depthfm_diffusers.training.networks.controlnet_model import (
+    DEFAULT_CONDITIONING_CHANNELS,
+    build_controlnet,
+    predict_with_control,
+    save_controlnet,
+)
+from depthfm_diffusers.training.objectives.denoising import (
+    DiffusionDraws,
+    denoising_loss,
+)
+from depthfm_diffusers.training.validation.controlnet_validation import ControlValidation
 
 logger = get_logger(__name__)
 

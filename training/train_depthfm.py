@@ -13,8 +13,12 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from base_model import CONV_IN_INITS, build_pipeline, is_depthfm
-from config import (
+
+from depthfm_diffusers import DepthFMPipeline
+from depthfm_diffusers.checkpoints.model_folder import save_pipeline
+from depthfm_diffusers.depth_normalization import SKY_RULES, DepthNormalization
+from depthfm_diffusers.frames import split_by_scene
+from depthfm_diffusers.training.config import (
     add_cache_flags,
     add_hub_flags,
     add_lora_flags,
@@ -25,12 +29,44 @@ from config import (
     parse_with_config,
     positive_int,
 )
-from depth_transforms import AugmentationConfig
-from flow_data import CachedLatents, FlowDraws, FlowFrames, cache_latents, encode_batch
-from loop import COUNT, Trainer, build_accelerator, check_can_validate, log_pictures, write_run_config
-from lora import TARGET_MODULES, add_lora, checkpoint_trained_only, save_adapters
-from model_card import check_hub_access, push_to_hub, write_model_card
-from objective import (
+from depthfm_diffusers.training.data.depth_transforms import AugmentationConfig
+from depthfm_diffusers.training.data.flow_data import (
+    CachedLatents,
+    FlowDraws,
+    FlowFrames,
+    cache_latents,
+    encode_batch,
+)
+from depthfm_diffusers.training.data.sampling import EpochBatchSampler
+from depthfm_diffusers.training.data.sources import (
+    MixedFrames,
+    has_weights,
+)
+from depthfm_diffusers.training.loop import (
+    COUNT,
+    Trainer,
+    build_accelerator,
+    check_can_validate,
+    log_pictures,
+    write_run_config,
+)
+from depthfm_diffusers.training.lora import (
+    TARGET_MODULES,
+    add_lora,
+    checkpoint_trained_only,
+    save_adapters,
+)
+from depthfm_diffusers.training.model_card import (
+    check_hub_access,
+    push_to_hub,
+    write_model_card,
+)
+from depthfm_diffusers.training.networks.base_model import (
+    CONV_IN_INITS,
+    build_pipeline,
+    is_depthfm,
+)
+from depthfm_diffusers.training.objectives.flow_objective import (
     START_DISTRIBUTIONS,
     TIMESTEP_SAMPLINGS,
     TimeDistribution,
@@ -38,14 +74,10 @@ from objective import (
     decoded_losses,
     predict_velocity,
 )
-from sampling import EpochBatchSampler
-from sources import MixedFrames, has_weights
-from validation import depth_grid, score_frames
-
-from depthfm_diffusers import DepthFMPipeline
-from depthfm_diffusers.depth_normalization import SKY_RULES, DepthNormalization
-from depthfm_diffusers.frames import split_by_scene
-from depthfm_diffusers.model_folder import save_pipeline
+from depthfm_diffusers.training.validation.depth_validation import (
+    depth_grid,
+    score_frames,
+)
 
 logger = get_logger(__name__)
 

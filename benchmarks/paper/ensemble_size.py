@@ -25,10 +25,16 @@ from experiment import (
     train_runs,
 )
 
-from depthfm_diffusers.ensembling import ensemble_log_depth, ensemble_uncertainty
 from depthfm_diffusers.evaluation import align
-from depthfm_diffusers.evaluation.uncertainty import rank_correlation, sparsification_error
+from depthfm_diffusers.evaluation.metrics.uncertainty import (
+    rank_correlation,
+    sparsification_error,
+)
 from depthfm_diffusers.frames import Frame
+from depthfm_diffusers.pipelines.depthfm.ensembling import (
+    ensemble_log_depth,
+    ensemble_uncertainty,
+)
 
 MEMBERS = 10
 

@@ -30,12 +30,15 @@ from tqdm.auto import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "training"))
 
 import train_marigold
-from sources import MixedFrames
 
 from depthfm_diffusers import DepthFMPipeline, FlowMatchingImageToDepthScheduler, default_model_path
 from depthfm_diffusers.evaluation import absolute_relative_error, align, all_metrics, delta_accuracy
-from depthfm_diffusers.export import atomic_write, save_json
 from depthfm_diffusers.frames import Frame, split_by_scene
+from depthfm_diffusers.training.data.sources import MixedFrames
+from depthfm_diffusers.utils.files import (
+    atomic_write,
+    save_json,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 FLOW = ROOT / "training" / "train_depthfm.py"

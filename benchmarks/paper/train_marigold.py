@@ -20,10 +20,17 @@ from diffusers import DDIMScheduler, DDPMScheduler, MarigoldDepthPipeline
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "training"))
 
 import train_depthfm
-from loop import Trainer, build_accelerator, write_run_config
-from objective import FlowState, data_loss
 
 from depthfm_diffusers import DepthFMPipeline, PromptEmbedding
+from depthfm_diffusers.training.loop import (
+    Trainer,
+    build_accelerator,
+    write_run_config,
+)
+from depthfm_diffusers.training.objectives.flow_objective import (
+    FlowState,
+    data_loss,
+)
 
 SCHEDULE = {
     "beta_start": 0.00085,

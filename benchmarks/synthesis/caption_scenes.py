@@ -21,10 +21,9 @@ from tqdm.auto import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "training"))
 
-from captioned_images import open_captioned_images
-
-from depthfm_diffusers.export import atomic_write
 from depthfm_diffusers.frames import split_by_scene
+from depthfm_diffusers.training.data.captioned_images import open_captioned_images
+from depthfm_diffusers.utils.files import atomic_write
 
 CAPTIONS = {True: "a room", False: "a street"}
 VALIDATION_FRACTION = 0.05  # the training scripts' default

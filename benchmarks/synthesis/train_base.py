@@ -22,13 +22,22 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "training"))
 
-from config import add_cache_flags, base_parser, fraction, parse_with_config
-from control_data import prompt_embeddings
-from denoising import denoising_loss
-from loop import Trainer, build_accelerator, write_run_config
 from train_depth_controlnet import open_images, prepare_samples
 
 from depthfm_diffusers import default_model_path
+from depthfm_diffusers.training.config import (
+    add_cache_flags,
+    base_parser,
+    fraction,
+    parse_with_config,
+)
+from depthfm_diffusers.training.data.controlnet_data import prompt_embeddings
+from depthfm_diffusers.training.loop import (
+    Trainer,
+    build_accelerator,
+    write_run_config,
+)
+from depthfm_diffusers.training.objectives.denoising import denoising_loss
 
 SCHEDULE = {
     "beta_start": 0.00085,

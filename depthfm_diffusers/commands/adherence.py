@@ -8,13 +8,26 @@ import json
 from contextlib import closing
 from pathlib import Path
 
-from ..evaluation.adherence import CONDITIONS, AdherenceSettings, draw_partners
-from ..evaluation.adherence_data import check_images, prompted_images
-from ..evaluation.adherence_report import REPORT_FORMAT
-from ..evaluation.adherence_run import format_adherence, run_adherence
-from ..input_files import collect_inputs
-from ..pipeline_depthfm_controlnet import DepthFMControlNetPipeline
-from ..synthesis_models import load_synthesis_folders, resolve_synthesis_models
+from ..evaluation.adherence.images import (
+    check_images,
+    prompted_images,
+)
+from ..evaluation.adherence.measures import (
+    CONDITIONS,
+    AdherenceSettings,
+    draw_partners,
+)
+from ..evaluation.adherence.report import REPORT_FORMAT
+from ..evaluation.adherence.run import (
+    format_adherence,
+    run_adherence,
+)
+from ..inference.input_files import collect_inputs
+from ..inference.synthesis_models import (
+    load_synthesis_folders,
+    resolve_synthesis_models,
+)
+from ..pipelines.depthfm_controlnet.pipeline_depthfm_controlnet import DepthFMControlNetPipeline
 from .arguments import (
     DTYPES,
     Subcommands,
@@ -28,7 +41,11 @@ from .arguments import (
     not_negative,
     real_number,
 )
-from .reports import add_report_arguments, add_report_output, check_report_files
+from .reports import (
+    add_report_arguments,
+    add_report_output,
+    check_report_files,
+)
 from .terminal import Progress
 
 

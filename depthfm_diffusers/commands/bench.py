@@ -5,11 +5,23 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..benchmarking import format_table, run_benchmark
-from ..export import save_json
+from ..checkpoints.model_folder import (
+    load_pipeline,
+    resolve_model,
+)
+from ..evaluation.speed import (
+    format_table,
+    run_benchmark,
+)
 from ..image_processing import load_image
-from ..model_folder import load_pipeline, resolve_model
-from .arguments import DTYPES, Subcommands, add_command, add_model_arguments, positive
+from ..utils.files import save_json
+from .arguments import (
+    DTYPES,
+    Subcommands,
+    add_command,
+    add_model_arguments,
+    positive,
+)
 
 
 def add_parser(commands: Subcommands) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..convert import convert_checkpoint
-from .arguments import Subcommands, add_command
+from ..checkpoints.convert import convert_checkpoint
+from .arguments import (
+    Subcommands,
+    add_command,
+)
 
 
 def add_parser(commands: Subcommands) -> None:

@@ -12,15 +12,35 @@ from typing import Any
 from accelerate import PartialState
 from diffusers.utils.torch_utils import get_device
 
-from ..evaluation.alignment import ALIGNMENT_METHODS, ALIGNMENT_SPACES
-from ..evaluation.benchmark import run_evaluation
-from ..evaluation.configs import benchmark_names, load_benchmark
-from ..evaluation.datasets import open_benchmark
-from ..evaluation.report import format_report
-from ..evaluation.scoring import EvaluationSettings
-from ..model_folder import load_pipeline, model_fingerprint, resolve_model
-from .arguments import DTYPES, Subcommands, add_command, add_model_arguments, add_prediction_arguments
-from .reports import add_report_arguments, add_report_output, check_report_files
+from ..checkpoints.model_folder import (
+    load_pipeline,
+    model_fingerprint,
+    resolve_model,
+)
+from ..evaluation.data.configs import (
+    benchmark_names,
+    load_benchmark,
+)
+from ..evaluation.data.open_benchmark import open_benchmark
+from ..evaluation.metrics.alignment import (
+    ALIGNMENT_METHODS,
+    ALIGNMENT_SPACES,
+)
+from ..evaluation.runs.benchmark import run_evaluation
+from ..evaluation.runs.report import format_report
+from ..evaluation.runs.scoring import EvaluationSettings
+from .arguments import (
+    DTYPES,
+    Subcommands,
+    add_command,
+    add_model_arguments,
+    add_prediction_arguments,
+)
+from .reports import (
+    add_report_arguments,
+    add_report_output,
+    check_report_files,
+)
 from .terminal import Progress
 
 

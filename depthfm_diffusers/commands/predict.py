@@ -8,10 +8,29 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..input_files import InputFailure, collect_inputs
-from ..model_folder import load_pipeline, model_fingerprint, resolve_model
-from ..prediction_files import PredictionFolder, PredictionSettings, describe_run, predict_files
-from .arguments import DTYPES, Subcommands, add_command, add_images, add_model_arguments, add_prediction_arguments
+from ..checkpoints.model_folder import (
+    load_pipeline,
+    model_fingerprint,
+    resolve_model,
+)
+from ..inference.input_files import (
+    InputFailure,
+    collect_inputs,
+)
+from ..inference.prediction_files import (
+    PredictionFolder,
+    PredictionSettings,
+    describe_run,
+    predict_files,
+)
+from .arguments import (
+    DTYPES,
+    Subcommands,
+    add_command,
+    add_images,
+    add_model_arguments,
+    add_prediction_arguments,
+)
 from .terminal import complain_about
 
 

@@ -9,18 +9,32 @@ from typing import Any, cast
 
 from tqdm import tqdm
 
-from ..input_files import InputFailure, collect_inputs
-from ..model_files import file_sha256
-from ..synthesis_files import (
+from ..inference.input_files import (
+    InputFailure,
+    collect_inputs,
+)
+from ..inference.synthesis_files import (
     SynthesisFolder,
     SynthesizedImage,
     cut_prompts,
     describe_synthesis,
     synthesize_files,
 )
-from ..synthesis_inputs import SynthesisSources, read_depth_file, read_mask_file
-from ..synthesis_models import load_lora, load_synthesis_folders, resolve_synthesis_models
-from ..synthesis_settings import SynthesisPipeline, SynthesisSettings
+from ..inference.synthesis_inputs import (
+    SynthesisSources,
+    read_depth_file,
+    read_mask_file,
+)
+from ..inference.synthesis_models import (
+    load_lora,
+    load_synthesis_folders,
+    resolve_synthesis_models,
+)
+from ..inference.synthesis_settings import (
+    SynthesisPipeline,
+    SynthesisSettings,
+)
+from ..utils.files import file_sha256
 from .arguments import (
     DTYPES,
     Subcommands,
@@ -35,7 +49,10 @@ from .arguments import (
     positive,
     real_number,
 )
-from .terminal import complain, complain_about
+from .terminal import (
+    complain,
+    complain_about,
+)
 
 
 def add_parser(commands: Subcommands) -> None:

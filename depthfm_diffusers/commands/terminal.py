@@ -6,7 +6,7 @@ import sys
 
 from tqdm import tqdm
 
-from ..input_files import InputFailure
+from ..inference.input_files import InputFailure
 
 
 def complain(message: str) -> None:

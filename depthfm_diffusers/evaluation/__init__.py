@@ -1,9 +1,15 @@
 """Scores for depth maps: alignment to the truth, then error measures; and benchmarks that are made of them."""
 
-from .adherence import depth_adherence
-from .alignment import ALIGNMENT_METHODS, ALIGNMENT_SPACES, Alignment, align, prediction_in_space
-from .boundary import boundary_f1
-from .metrics import (
+from .adherence.measures import depth_adherence
+from .metrics.alignment import (
+    ALIGNMENT_METHODS,
+    ALIGNMENT_SPACES,
+    Alignment,
+    align,
+    prediction_in_space,
+)
+from .metrics.boundary import boundary_f1
+from .metrics.metrics import (
     absolute_relative_error,
     all_metrics,
     delta_accuracy,
@@ -15,7 +21,11 @@ from .metrics import (
     silog,
     squared_relative_error,
 )
-from .uncertainty import Sparsification, rank_correlation, sparsification_error
+from .metrics.uncertainty import (
+    Sparsification,
+    rank_correlation,
+    sparsification_error,
+)
 
 __all__ = [
     "ALIGNMENT_METHODS",

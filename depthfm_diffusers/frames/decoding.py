@@ -17,7 +17,10 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ..geometry import intrinsics_from_fov
-from .frame import Frame, FrameError
+from .frame import (
+    Frame,
+    FrameError,
+)
 
 COUNT_MODES = ("I;16", "I;16L", "I;16B", "I")
 METRES_PER_COUNT = 0.001

@@ -14,7 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .decoding import EncodedFrame, frame_error
+from .decoding import (
+    EncodedFrame,
+    frame_error,
+)
 
 IMAGE_FOLDERS = ("images", "rgb")
 DEPTH_FOLDER = "depth"

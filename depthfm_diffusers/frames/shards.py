@@ -12,7 +12,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .tar_index import Span, tar_members
+from .tar_index import (
+    Span,
+    tar_members,
+)
 
 IMAGE_EXTENSIONS = ("webp", "png", "jpg", "jpeg")
 DEPTH_EXTENSION = "depth.png"

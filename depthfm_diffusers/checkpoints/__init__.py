@@ -1,0 +1,1 @@
+"""Model folders and the authors' checkpoints: reading, checking, converting, saving."""

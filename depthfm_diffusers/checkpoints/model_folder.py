@@ -1,0 +1,173 @@
+"""Finding, checking, describing and loading the model that a command is to run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils.torch_utils import get_device
+
+from ..pipelines.depthfm.pipeline_depthfm import DepthFMPipeline
+from ..pretrained.bundled import default_model_path
+from .model_files import (
+    REPOSITORY_NAME,
+    check_component_files,
+    check_no_tensor_is_missing,
+    component_names,
+    files_fingerprint,
+    first_line,
+    model_files,
+    read_model_index,
+)
+
+Pipeline = TypeVar("Pipeline", bound=DiffusionPipeline)
+
+
+def resolve_model(model: str | None = None, variant: str | None = None) -> Path:
+    """The folder of a model: given, bundled, or fetched from the Hub (or its cache).
+
+    Args:
+        model: A folder, or the name of a Hub repository; `None` is the bundled model.
+        variant: Which weight files to fetch from the Hub, `"fp16"` for instance.
+
+    Returns:
+        The folder, checked with `check_model_folder`.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, and no such repository can be reached.
+        ValueError: If the folder is not a DepthFM model or one of its files is damaged.
+    """
+    folder = default_model_path() if model is None else Path(model).expanduser()
+    if model is not None and not folder.is_dir():
+        if folder.exists() or not REPOSITORY_NAME.fullmatch(model):
+            raise FileNotFoundError(f"model {model}: no such folder (nor is it the name of a Hub repository).")
+        try:
+            folder = Path(DepthFMPipeline.download(model, variant=variant))
+        except Exception as error:  # huggingface_hub and its HTTP client have no common base class
+            raise FileNotFoundError(
+                f"model {model}: there is no such folder, and the Hub repository could not be fetched: "
+                f"{first_line(error.__cause__ or error)}"  # diffusers names the Hub's own error as the cause
+            ) from error
+    check_model_folder(folder)
+    return folder
+
+
+def check_model_folder(folder: Path) -> None:
+    """Looks for what commonly goes wrong with a model folder, to name the file at fault.
+
+    Only `model_index.json` and the folders of the components that it names are looked at.
+
+    Args:
+        folder: A folder as written by `DepthFMPipeline.save_pretrained`.
+
+    Raises:
+        FileNotFoundError: If `model_index.json` or the folder of a component is missing.
+        ValueError: If the model is of another kind, or a JSON or safetensors file in it is damaged.
+    """
+    index = read_model_index(folder)
+    class_name = index.get("_class_name")
+    if class_name != "DepthFMPipeline":
+        raise ValueError(
+            f"model {folder}: model_index.json says {class_name!r}, not 'DepthFMPipeline'. The authors' checkpoints "
+            "are made into such folders by `depthfm convert`."
+        )
+    check_component_files(folder, index)
+
+
+def model_fingerprint(folder: Path) -> str:
+    """SHA-256 of what a model says: over the names and contents of its JSON and safetensors files, in order.
+
+    Files that are not the model's, as training leaves them beside it, are left out.
+
+    Args:
+        folder: The model folder.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    return files_fingerprint(folder, model_files(folder))
+
+
+def load_pipeline(
+    folder: Path, device: str = "auto", dtype: torch.dtype = torch.float32, variant: str | None = None
+) -> DepthFMPipeline:
+    """Loads a DepthFM model from a folder, quietly and without any network.
+
+    Args:
+        folder: The model folder.
+        device: Where to run, as torch names it; `"auto"` is the accelerator if there is one.
+        dtype: What to compute in, whatever the files hold.
+        variant: Which weight files to load, `"fp16"` for `*.fp16.safetensors`.
+
+    Returns:
+        The pipeline, on the device.
+
+    Raises:
+        ValueError: If the model cannot be loaded, its weight files lack tensors, or the device cannot be used; the
+            message says why.
+    """
+    try:
+        pipe = DepthFMPipeline.from_pretrained(folder, dtype=dtype, variant=variant, local_files_only=True)
+    except Exception as error:  # loading runs through four libraries, each with exceptions of its own
+        raise ValueError(f"model {folder} cannot be loaded: {first_line(error)}") from error
+    for name in component_names(read_model_index(folder)):
+        component = getattr(pipe, name)
+        if isinstance(component, torch.nn.Module):
+            check_no_tensor_is_missing(folder / name, component, variant)
+    return move_to_device(pipe, device)
+
+
+def move_to_device(pipe: Pipeline, device: str) -> Pipeline:
+    """Moves a pipeline to a device.
+
+    Args:
+        pipe: The pipeline.
+        device: Where to, as torch names it; `"auto"` is the accelerator if there is one.
+
+    Returns:
+        The same pipeline.
+
+    Raises:
+        ValueError: If the device cannot be used.
+    """
+    target = get_device() if device == "auto" else device
+    try:
+        return pipe.to(target)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {target!r} cannot be used: {first_line(error)}") from error
+
+
+def save_pipeline(pipe: DepthFMPipeline, folder: Path, variant: str | None = None) -> None:
+    """Saves a pipeline as a folder to be passed on: without paths of this machine, with weights that others can read.
+
+    Args:
+        pipe: The pipeline.
+        folder: Where to; files of the same names are replaced.
+        variant: Part of the names of the weight files, `"fp16"` for `*.fp16.safetensors`.
+    """
+    for loaded in (pipe, pipe.unet, pipe.vae, pipe.prompt_embedding):
+        # diffusers notes where something was loaded from.
+        if loaded.config.get("_name_or_path"):
+            loaded.register_to_config(_name_or_path="")
+    pipe.save_pretrained(folder, variant=variant)
+    # safetensors writes files that only their owner can read.
+    mode = (folder / "model_index.json").stat().st_mode & 0o777
+    for name in pipe.components:
+        for path in (folder / name).glob("*.safetensors"):
+            path.chmod(mode)
+
+
+def halve_weights(pipe: DepthFMPipeline) -> None:
+    """Casts the weights to float16 in place.
+
+    Raises:
+        ValueError: If one does not fit, instead of an infinite weight.
+    """
+    for name in ("unet", "vae", "prompt_embedding"):
+        component = getattr(pipe, name)
+        component.half()
+        for key, tensor in component.state_dict().items():
+            if not torch.isfinite(tensor).all():
+                raise ValueError(f"the tensor {key} of the {name} has values that float16 cannot hold.")

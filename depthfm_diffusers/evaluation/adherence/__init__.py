@@ -1,0 +1,1 @@
+"""Whether generated images follow the depth that they were given."""

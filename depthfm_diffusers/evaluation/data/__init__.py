@@ -1,0 +1,1 @@
+"""Benchmarks: their configuration, their files, their samples."""

@@ -1,0 +1,311 @@
+"""What a benchmark is: which files, what their depth means, and the protocol by which they are scored.
+
+Benchmarks are TOML files, one each, in `benchmarks/` beside this module; a file of one's own works as well.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import tomllib
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+from ..metrics.alignment import (
+    ALIGNMENT_METHODS,
+    ALIGNMENT_SPACES,
+)
+from .file_lists import placeholders
+
+BENCHMARK_FOLDER = Path(__file__).parents[1] / "benchmarks"
+READERS = ("listed", "nyuv2", "pairs", "shards")
+DEPTH_FORMATS = ("png16", "npy", "float32")
+UNKNOWN_MARKS = ("zero", "nan", "infinity")
+# Rows and columns, [top:bottom, left:right]. The fractions are of the image's height and width, rounded down.
+# "nyu-eigen" is the crop of Eigen et al. 2014 (arXiv 1406.2283) for 640×480 as the field's evaluation code has it
+# (BTS, Marigold). Those of KITTI are Eigen's, and that of Garg et al. 2016 (arXiv 1603.04992).
+NYU_EIGEN_CROP = (45, 471, 41, 601)
+NYU_SIZE = (640, 480)
+FRACTION_CROPS = {
+    "kitti-eigen": (0.3324324, 0.91351351, 0.0359477, 0.96405229),
+    "garg": (0.40810811, 0.99189189, 0.03594771, 0.96405229),
+}
+CROPS = ("none", "nyu-eigen", *FRACTION_CROPS)
+IMAGE_CROPS = ("none", "kitti-benchmark")
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """A benchmark.
+
+    In TOML, a field that is `None` is left out; tuples are arrays, and a text stands for an array of one text.
+
+    Attributes:
+        name: What `--benchmark` calls it; letters, digits, `-` and `_`.
+        title: One line for tables.
+        source: Where the data come from, and whom to cite.
+        license: Terms of use of the data, in a line.
+        reader: How the files are found and read.
+            "listed": files named by patterns, in a folder or in an uncompressed `.tar`;
+            "nyuv2": the same, or the official `nyu_depth_v2_labeled.mat`;
+            "pairs": a folder that `depthfm_diffusers.frames.pairs` describes;
+            "shards": WebDataset shards that `depthfm_diffusers.frames.shards` describes.
+        alignment: Space in which predictions are aligned to the truth, one of `alignment.ALIGNMENT_SPACES`.
+        alignment_method: How, one of `alignment.ALIGNMENT_METHODS`.
+        images: How many images there must be; `None` takes as many as there are.
+        min_depth: Metres; true depth must be above it to count.
+        max_depth: Metres; the cap: true depth must be below it to count, and aligned predictions are clipped to it.
+            `None` for no cap.
+        crop: Which pixels count: one of `CROPS`, or (top, bottom, left, right) in pixels, bottom and right excluded.
+        image_crop: What is cut from image and depth before anything else: "none"; or "kitti-benchmark", the lowest
+            352 rows and middle 1216 columns.
+        processing_resolution: Longer side at which the model works, pixels (0: the image's own), where the protocol
+            fixes it; `None` leaves it to the model.
+
+        key: Listed only: pattern of an image's name in results.
+        file_list: Listed only: name of a text file beside the TOML file that lists the images (see
+            `file_lists.read_file_list`); `None` where the depth files there are give the list.
+        image: Listed only: where an image is below the root; patterns, of which the first that exists is taken.
+        depth: Listed only: the same for its depth.
+        mask: Listed only: the same for a mask in `.npy`, not zero where depth is known; empty if there is none.
+        depth_format: Listed only: "png16", 16-bit grey PNG; "npy", floating-point metres, H×W or H×W×1; "float32",
+            bare little-endian numbers in metres, row by row, of the image's size.
+        metres_per_count: Listed only: unit of "png16", metres.
+        unknown: Listed only: what marks a pixel whose depth is not known, of `UNKNOWN_MARKS`. Others of these values
+            are errors, and so are negative ones.
+        resize_image: Listed only: whether images of another size than their depth are resized to it (bilinear,
+            antialiased); otherwise they are errors.
+        image_size: Listed only: (width, height) that every image must have, pixels.
+        intrinsics: Listed only: (fx, fy, cx, cy) in pixels of all images, pixel centres at integers.
+        held_out_fraction: Shards only: only scenes that a training with this `--validation_fraction` has held out.
+
+        folder: Where `file_list` is; the TOML file's folder, not a field in it.
+
+    Raises:
+        TypeError: If a field is of the wrong type.
+        ValueError: If a field has a value that it cannot have, or does not go with the reader.
+    """
+
+    name: str
+    title: str
+    source: str
+    license: str
+    reader: str
+    alignment: str
+    alignment_method: str = "least_squares"
+    images: int | None = None
+    min_depth: float = 0.0
+    max_depth: float | None = None
+    crop: str | tuple[int, ...] = "none"
+    image_crop: str = "none"
+    processing_resolution: int | None = None
+    key: str | None = None
+    file_list: str | None = None
+    image: tuple[str, ...] = ()
+    depth: tuple[str, ...] = ()
+    mask: tuple[str, ...] = ()
+    depth_format: str | None = None
+    metres_per_count: float | None = None
+    unknown: tuple[str, ...] = ()
+    resize_image: bool = False
+    image_size: tuple[int, ...] | None = None
+    intrinsics: tuple[float, ...] | None = None
+    held_out_fraction: float | None = None
+    folder: Path = field(default=BENCHMARK_FOLDER, compare=False)
+
+    def __post_init__(self) -> None:
+        """Checks types, values, and that they go together."""
+        _check_types(self)
+        _check_values(self)
+        if self.reader in ("listed", "nyuv2"):
+            _check_listed(self)
+        else:
+            _check_not_listed(self)
+
+    def settings(self) -> dict[str, Any]:
+        """Every field but `folder`, of types that JSON has; the same on every machine."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "folder"}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def benchmark_names() -> tuple[str, ...]:
+    """Names of the benchmarks that come with the package, in alphabetical order."""
+    return tuple(sorted(path.stem for path in BENCHMARK_FOLDER.glob("*.toml")))
+
+
+def load_benchmark(name_or_path: str | os.PathLike[str]) -> BenchmarkConfig:
+    """Reads a benchmark's configuration.
+
+    Args:
+        name_or_path: One of `benchmark_names()`, or the path of a `.toml` file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        TypeError: If a field is of the wrong type.
+        ValueError: If there is no benchmark of that name, the file is not TOML, or a field is unknown, missing or has
+            a value that it cannot have. Messages name the file and the field.
+    """
+    text = os.fspath(name_or_path)
+    path = BENCHMARK_FOLDER / f"{text}.toml"
+    if text not in benchmark_names():
+        path = Path(text)
+        if path.suffix != ".toml":
+            names = ", ".join(benchmark_names())
+            raise ValueError(
+                f"There is no benchmark {text!r}; there are {names}. A `.toml` file can be given as well."
+            )
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no benchmark file {path}.")
+    try:
+        with path.open("rb") as file:
+            values = tomllib.load(file)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a TOML file: {error}.") from error
+    known = {f.name: f for f in fields(BenchmarkConfig) if f.name != "folder"}
+    unknown = [name for name in values if name not in known]
+    if unknown:
+        raise ValueError(f"{path}: unknown field(s) {', '.join(unknown)}; there are {', '.join(known)}.")
+    missing = [name for name, f in known.items() if f.default is MISSING and name not in values]
+    if missing:
+        raise ValueError(f"{path}: missing field(s) {', '.join(missing)}.")
+    try:
+        return BenchmarkConfig(**{name: _from_toml(name, value) for name, value in values.items()}, folder=path.parent)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{path}: {error}") from error
+
+
+TEXTS = ("name", "title", "source", "license", "reader", "alignment", "alignment_method", "image_crop")
+OPTIONAL_TEXTS = ("key", "file_list", "depth_format")
+TEXT_TUPLES = ("image", "depth", "mask", "unknown")
+LISTED_FIELDS = (
+    "key",
+    "file_list",
+    "image",
+    "depth",
+    "mask",
+    "depth_format",
+    "metres_per_count",
+    "unknown",
+    "resize_image",
+    "image_size",
+    "intrinsics",
+)
+
+
+def _from_toml(name: str, value: Any) -> Any:
+    if name in TEXT_TUPLES and isinstance(value, str):
+        return (value,)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_types(config: BenchmarkConfig) -> None:
+    def check(name: str, fits: bool, wanted: str) -> None:
+        if not fits:
+            raise TypeError(f"`{name}` must be {wanted}, got {getattr(config, name)!r}.")
+
+    for name in TEXTS:
+        check(name, isinstance(getattr(config, name), str), "text")
+    for name in OPTIONAL_TEXTS:
+        check(name, isinstance(getattr(config, name), (str, NoneType)), "text")
+    for name in TEXT_TUPLES:
+        value = getattr(config, name)
+        check(name, isinstance(value, tuple) and all(isinstance(v, str) for v in value), "text or an array of texts")
+    for name in ("images", "processing_resolution"):
+        check(name, getattr(config, name) is None or _is_whole(getattr(config, name)), "a whole number")
+    check("min_depth", _is_number(config.min_depth), "a number")
+    for name in ("max_depth", "metres_per_count", "held_out_fraction"):
+        check(name, getattr(config, name) is None or _is_number(getattr(config, name)), "a number")
+    check("resize_image", isinstance(config.resize_image, bool), "true or false")
+    for name, length, is_kind, kind in (
+        ("image_size", 2, _is_whole, "whole numbers"),
+        ("intrinsics", 4, _is_number, "numbers"),
+    ):
+        value = getattr(config, name)
+        fits = isinstance(value, tuple) and len(value) == length and all(map(is_kind, value))
+        check(name, value is None or fits, f"an array of {length} {kind}")
+    fits = isinstance(config.crop, tuple) and len(config.crop) == 4 and all(map(_is_whole, config.crop))
+    check("crop", isinstance(config.crop, str) or fits, "text or an array of 4 whole numbers")
+
+
+def _check_values(config: BenchmarkConfig) -> None:
+    def one_of(name: str, choices: Sequence[str]) -> None:
+        if getattr(config, name) not in choices:
+            raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(config, name)!r}.")
+
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", config.name):
+        raise ValueError(f"`name` must be letters, digits, '-' and '_', got {config.name!r}.")
+    one_of("reader", READERS)
+    one_of("alignment", ALIGNMENT_SPACES)
+    one_of("alignment_method", ALIGNMENT_METHODS)
+    one_of("image_crop", IMAGE_CROPS)
+    if isinstance(config.crop, str):
+        one_of("crop", CROPS)
+    elif not (0 <= config.crop[0] < config.crop[1] and 0 <= config.crop[2] < config.crop[3]):
+        raise ValueError(f"`crop` must be top < bottom and left < right, none negative, got {list(config.crop)}.")
+    if config.images is not None and config.images < 1:
+        raise ValueError(f"`images` must be at least 1, got {config.images}.")
+    if config.processing_resolution is not None and config.processing_resolution < 0:
+        raise ValueError(f"`processing_resolution` must not be negative, got {config.processing_resolution}.")
+    if config.min_depth < 0:
+        raise ValueError(f"`min_depth` must not be negative, got {config.min_depth}.")
+    if config.max_depth is not None and config.max_depth <= config.min_depth:
+        raise ValueError(f"`max_depth` must be above min_depth, {config.min_depth}, got {config.max_depth}.")
+    if config.held_out_fraction is not None:
+        if config.reader != "shards":
+            raise ValueError(f"`held_out_fraction` is for the reader 'shards', got it with {config.reader!r}.")
+        if not 0 < config.held_out_fraction < 1:
+            raise ValueError(f"`held_out_fraction` must be in (0, 1), got {config.held_out_fraction}.")
+
+
+def _check_listed(config: BenchmarkConfig) -> None:
+    for name in ("key", "image", "depth", "depth_format"):
+        if not getattr(config, name):
+            raise ValueError(f"`{name}` is missing: the reader {config.reader!r} needs it.")
+    if config.reader == "nyuv2" and config.file_list is None:
+        raise ValueError("`file_list` is missing: the reader 'nyuv2' needs it.")
+    if config.depth_format not in DEPTH_FORMATS:
+        raise ValueError(f"`depth_format` must be one of {', '.join(DEPTH_FORMATS)}, got {config.depth_format!r}.")
+    if (config.metres_per_count is not None) != (config.depth_format == "png16"):
+        raise ValueError("`metres_per_count` goes with the depth_format 'png16', and with no other.")
+    if config.metres_per_count is not None and config.metres_per_count <= 0:
+        raise ValueError(f"`metres_per_count` must be positive, got {config.metres_per_count}.")
+    marks = UNKNOWN_MARKS[:1] if config.depth_format == "png16" else UNKNOWN_MARKS
+    for mark in config.unknown:
+        if mark not in marks:
+            raise ValueError(f"`unknown` must be of {', '.join(marks)} for {config.depth_format}, got {mark!r}.")
+    if config.image_size is not None and min(config.image_size) < 1:
+        raise ValueError(f"`image_size` must be positive, got {list(config.image_size)}.")
+    if config.intrinsics is not None:
+        if config.image_size is None:
+            raise ValueError("`intrinsics` needs image_size: they hold for images of that size.")
+        if config.resize_image:
+            raise ValueError("`intrinsics` does not go with resize_image: images of any size would come out.")
+        if min(config.intrinsics[:2]) <= 0:
+            raise ValueError(f"`intrinsics` must have positive focal lengths, got {list(config.intrinsics)}.")
+    patterns = {name: getattr(config, name) for name in ("image", "depth", "mask")} | {"key": (config.key or "",)}
+    known = placeholders(config.depth[0])
+    for name, values in patterns.items():
+        for pattern in values:
+            # Without a list, the names that stand in a path of a depth file are all there is.
+            other = sorted(placeholders(pattern) ^ known if name == "depth" else placeholders(pattern) - known)
+            if other and config.file_list is None:
+                raise ValueError(f"`{name}`: {pattern!r} and the first pattern of depth differ in {', '.join(other)}.")
+
+
+def _check_not_listed(config: BenchmarkConfig) -> None:
+    for name in LISTED_FIELDS:
+        default = next(f.default for f in fields(config) if f.name == name)
+        if getattr(config, name) != default:
+            raise ValueError(f"`{name}` is not for the reader {config.reader!r}: its frames say that themselves.")

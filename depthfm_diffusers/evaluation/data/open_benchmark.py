@@ -1,0 +1,58 @@
+"""Opens the data of a benchmark: finds the files, and checks them before any network is run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from .benchmark_data import (
+    BenchmarkData,
+    Sample,
+)
+from .configs import BenchmarkConfig
+from .frame_data import (
+    PairData,
+    ShardData,
+)
+from .listed_data import ListedData
+from .nyuv2_data import (
+    LABELED_MAT,
+    LabeledMatData,
+)
+
+__all__ = ["BenchmarkData", "Sample", "open_benchmark"]
+
+
+def open_benchmark(config: BenchmarkConfig, root: str | os.PathLike[str]) -> BenchmarkData:
+    """Opens the data of a benchmark.
+
+    What can be told from names, sizes and headers is checked here: that every file is there, how many images there
+    are, that depth has the right number of bits, that the sizes of image and depth agree. Content is decoded sample by
+    sample.
+
+    Args:
+        config: The benchmark, see `configs.load_benchmark`.
+        root: Where its data are: a folder; or the one file that holds them all, a `.tar` (or NYUv2's `.mat`).
+
+    Returns:
+        The images, in an order that does not depend on the machine.
+
+    Raises:
+        FileNotFoundError: If the root or files in it are missing, naming the first of them and how many there are.
+        ImportError: If NYUv2's `.mat` file is to be read and h5py is not installed.
+        ValueError: If there are too few or too many images, or files cannot be used, naming them.
+    """
+    root = Path(root)
+    if not root.exists():
+        raise FileNotFoundError(f"Benchmark {config.name}: there is no file or folder {root}.")
+    if config.reader == "shards":
+        return ShardData(config, root)
+    if config.reader == "pairs":
+        if not root.is_dir():
+            raise ValueError(f"Benchmark {config.name} takes a folder of pairs, {root} is a file.")
+        return PairData(config, root)
+    if config.reader == "nyuv2":
+        mat = root / LABELED_MAT if root.is_dir() else root
+        if mat.is_file() and mat.suffix == ".mat":
+            return LabeledMatData(config, mat)
+    return ListedData(config, root)

@@ -1,0 +1,1 @@
+"""Alignment of depth maps to the truth, and error measures."""

@@ -1,0 +1,144 @@
+"""Alignment of an affine-invariant prediction to metric depth, in a named space, by a named method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ...image_processing import depth_from_log_depth
+from .masks import (
+    check_maps,
+    per_image,
+)
+from .trimmed_fit import fit_trimmed_absolute
+
+ALIGNMENT_SPACES = ("none", "depth", "log", "disparity")
+ALIGNMENT_METHODS = ("least_squares", "robust")
+MIN_DEPTH = 1e-3
+# Aligned disparity is clipped from below at this, 1/m, before it is inverted: Marigold's evaluation does so.
+MIN_DISPARITY = 1e-3
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Predictions brought to metres.
+
+    Attributes:
+        depth: Aligned depth, (..., H, W), metres, float64, within the limits that `align` names.
+        scale: Factor applied to the prediction, in the space of the alignment; shape (...), a scalar for one image.
+        shift: Offset added after it; likewise.
+    """
+
+    depth: NDArray[np.float64]
+    scale: NDArray[np.float64]
+    shift: NDArray[np.float64]
+
+
+def align(
+    prediction: NDArray[np.floating],
+    truth: NDArray[np.floating],
+    valid: NDArray[np.bool_],
+    space: str,
+    method: str = "least_squares",
+    max_depth: float | None = None,
+) -> Alignment:
+    """Fits a scale and a shift per image over its valid pixels and applies them to all pixels.
+
+    | `space` | the prediction is | fitted |
+    |---|---|---|
+    | `"none"` | depth in metres | nothing: it is only clipped |
+    | `"depth"` | affine in depth | s·p + b = d |
+    | `"log"` | affine in log depth | s·p + b = log d |
+    | `"disparity"` | affine in inverse depth | s·p + b = 1/d |
+
+    The aligned disparity is clipped from below at 1e-3 1/m; aligned depth is clipped to [1e-3 m, `max_depth`].
+
+    Args:
+        prediction: (..., H, W); see `prediction_in_space` for what of a pipeline's output belongs to each space.
+        truth: Metric depth, same shape, metres; positive where valid.
+        valid: Boolean, same shape.
+        space: One of `ALIGNMENT_SPACES`.
+        method: `"least_squares"`; or `"robust"`, least absolute residuals without the largest 20 % (MiDaS's trimmed
+            loss, arXiv 1907.01341), found as `trimmed_fit.fit_trimmed_absolute` says.
+        max_depth: Metres; `None` for no limit.
+
+    Returns:
+        The aligned depth and the parameters. A prediction that is constant over the valid pixels gets scale 0 and the
+        best constant.
+
+    Raises:
+        ValueError: If shapes differ, an image has no valid pixel, a valid pixel is not positive or not finite, or
+            an option is unknown.
+    """
+    if space not in ALIGNMENT_SPACES:
+        raise ValueError(f"`space` must be one of {ALIGNMENT_SPACES}, got {space!r}.")
+    if method not in ALIGNMENT_METHODS:
+        raise ValueError(f"`method` must be one of {ALIGNMENT_METHODS}, got {method!r}.")
+    if max_depth is not None and not max_depth > MIN_DEPTH:
+        raise ValueError(f"`max_depth` must be more than {MIN_DEPTH} m or None, got {max_depth}.")
+    check_maps(valid, prediction=prediction, truth=truth)
+    if not np.isfinite(prediction[valid]).all():
+        raise ValueError("`prediction` has non-finite values among the valid pixels.")
+    known = truth[valid]
+    if not (np.isfinite(known).all() and (known > 0).all()):
+        raise ValueError("`truth` must be positive and finite wherever `valid` is true.")
+
+    images = per_image(prediction, truth, valid)
+    fits = [_fit(p[v].astype(np.float64), t[v].astype(np.float64), space, method) for p, t, v in images]
+    scale, shift = (np.array([fit[i] for fit in fits]).reshape(valid.shape[:-2]) for i in (0, 1))
+    axes = tuple(range(scale.ndim, valid.ndim))
+    with np.errstate(over="ignore", invalid="ignore"):  # of infinities outside the mask, which anything may be
+        aligned = np.expand_dims(scale, axes) * prediction.astype(np.float64) + np.expand_dims(shift, axes)
+    if space == "log":
+        with np.errstate(over="ignore"):  # an infinite depth outside the mask is clipped, or none of our concern
+            aligned = np.exp(aligned)
+    elif space == "disparity":
+        aligned = 1 / np.maximum(aligned, MIN_DISPARITY)
+    return Alignment(np.clip(aligned, MIN_DEPTH, max_depth), scale[()], shift[()])
+
+
+def prediction_in_space(log_depth: NDArray[np.floating], space: str) -> NDArray[np.floating]:
+    """What of a pipeline's output is aligned in a space.
+
+    Args:
+        log_depth: (..., H, W), the pipeline's raw log depth, affine-invariant.
+        space: One of `ALIGNMENT_SPACES`.
+
+    Returns:
+        (..., H, W). `"depth"`: the output convention, exp and then per-image min-max to [0, 1] (0 for a map that is
+        constant up to rounding), as `DepthFMOutput.prediction` is; `"log"`: the log depth; `"disparity"`:
+        exp(-log depth) and `"none"`: exp(log depth), float64.
+
+    Raises:
+        ValueError: If `space` is unknown.
+    """
+    if space not in ALIGNMENT_SPACES:
+        raise ValueError(f"`space` must be one of {ALIGNMENT_SPACES}, got {space!r}.")
+    if space == "log":
+        return log_depth
+    if space == "depth":
+        return depth_from_log_depth(torch.from_numpy(np.ascontiguousarray(log_depth))).numpy()
+    # In float32 the exponential of 89 is infinite.
+    return np.exp((-1 if space == "disparity" else 1) * log_depth.astype(np.float64))
+
+
+def _fit(p: NDArray[np.float64], d: NDArray[np.float64], space: str, method: str) -> tuple[float, float]:
+    if space == "none":
+        return 1.0, 0.0
+    target = {"depth": lambda: d, "log": lambda: np.log(d), "disparity": lambda: 1 / d}[space]()
+    return fit_trimmed_absolute(p, target) if method == "robust" else fit_least_squares(p, target)
+
+
+def fit_least_squares(p: NDArray[np.float64], target: NDArray[np.float64]) -> tuple[float, float]:
+    """Scale and shift of s·p + b = target by least squares; scale 0 for a constant `p` (N values each)."""
+    # The mean of equal numbers is not always that number: their variance would be rounding, not zero.
+    if np.ptp(p) == 0:
+        return 0.0, float(target.mean())
+    centred = p - p.mean()
+    # Not np.dot: its last digits depend on the number of threads.
+    variance = (centred * centred).sum()
+    scale = float((centred * target).sum() / variance) if variance > 0 else 0.0
+    return scale, float(target.mean() - scale * p.mean())

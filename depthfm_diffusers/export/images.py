@@ -1,0 +1,83 @@
+"""Depth maps as files: colours, 16-bit PNG, NumPy arrays, JSON; written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+UINT16_MAX = 65535
+
+
+def colorize_depth(depth: np.ndarray, colormap: str = "Spectral") -> np.ndarray:
+    """Colours a depth map for looking at.
+
+    Args:
+        depth: H×W or H×W×1 floats in [0, 1], 0 near and 1 far.
+        colormap: Name of a matplotlib colour map; its lower end colours what is near. With the default, near is red
+            and far is blue.
+
+    Returns:
+        H×W×3 `uint8`, sRGB.
+
+    Raises:
+        ValueError: If `depth` has another shape, is not finite or leaves [0, 1], or if matplotlib has no `colormap`.
+    """
+    return (_colormap(colormap)(_checked(depth))[..., :3] * 255).round().astype(np.uint8)
+
+
+def check_colormap(colormap: str) -> None:
+    """Raises a `ValueError` that names `colormap` and a few that exist, if matplotlib has none of that name."""
+    _colormap(colormap)
+
+
+def depth_to_uint16(depth: np.ndarray) -> np.ndarray:
+    """Quantises a depth map to 16 bits: 0 is near, 65535 is far; `value / 65535` undoes it to within 1/131070.
+
+    Args:
+        depth: H×W or H×W×1 floats in [0, 1].
+
+    Returns:
+        H×W `uint16`.
+
+    Raises:
+        ValueError: If `depth` has another shape, is not finite or leaves [0, 1].
+    """
+    return (_checked(depth).astype(np.float64) * UINT16_MAX).round().astype(np.uint16)
+
+
+def save_image(path: str | os.PathLike[str], array: np.ndarray) -> None:
+    """Writes a PNG: H×W `uint16` as 16-bit grey, H×W×3 `uint8` as RGB.
+
+    Args:
+        path: The file to write; PNG whatever its suffix.
+        array: The picture.
+    """
+    Image.fromarray(np.ascontiguousarray(array)).save(path, format="PNG")
+
+
+def _colormap(name: str) -> Any:
+    import matplotlib
+
+    if name not in matplotlib.colormaps:
+        raise ValueError(
+            f"`colormap`: matplotlib has none called {name!r}; try 'Spectral', 'viridis', 'magma', 'turbo' or 'gray'."
+        )
+    return matplotlib.colormaps[name]
+
+
+def _checked(depth: np.ndarray) -> np.ndarray:
+    depth = np.asarray(depth)
+    if depth.ndim == 3 and depth.shape[-1] == 1:
+        depth = depth[..., 0]
+    if depth.ndim != 2 or depth.size == 0:
+        raise ValueError(f"`depth` must be one map, H×W or H×W×1 and not empty, got shape {depth.shape}.")
+    if not np.issubdtype(depth.dtype, np.floating):
+        raise ValueError(f"`depth` must hold floats in [0, 1], got {depth.dtype}.")
+    if not np.isfinite(depth).all():
+        raise ValueError("`depth` has NaN or infinite values.")
+    if depth.min() < 0 or depth.max() > 1:
+        raise ValueError(f"`depth` must lie in [0, 1], got values from {depth.min():g} to {depth.max():g}.")
+    return depth

@@ -1,0 +1,1 @@
+"""How diffusers finds this package's classes, and LoRA."""

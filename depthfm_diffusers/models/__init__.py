@@ -1,0 +1,1 @@
+"""Networks beside diffusers' own."""

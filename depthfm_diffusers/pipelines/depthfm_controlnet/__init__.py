@@ -1,0 +1,1 @@
+"""From depth to new images, with Stable Diffusion and ControlNet."""

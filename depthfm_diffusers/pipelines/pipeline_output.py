@@ -1,0 +1,64 @@
+"""Outputs of the pipelines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from diffusers.utils import BaseOutput
+from PIL import Image
+
+Maps: TypeAlias = np.ndarray | torch.Tensor | list[np.ndarray] | list[torch.Tensor]
+
+
+@dataclass
+class DepthFMOutput(BaseOutput):
+    """Output of `DepthFMPipeline`.
+
+    N images of one size give one array N×H×W×C (`output_type="np"`) or one tensor N×C×H×W (`"pt"`); images of several
+    sizes give a list of N arrays H×W×C or tensors C×H×W, so `field[i]` means the same in both cases. H×W is the
+    input's size, or with `match_input_resolution=False` the processing size (longer side `processing_resolution`). All
+    maps are float32. With `output_type="pil"`, `prediction` is a list of images, the other maps are as for `"np"`.
+
+    Args:
+        prediction: Affine-invariant depth in [0, 1], C = 1: 0 is the nearest point of that image, 1 the farthest; a
+            constant map is 0. It is exp(log depth), min-max normalised per image. `"pil"`: 16-bit greyscale images
+            (mode `I;16`), round(65535 × depth). `"latent"`: the latents, as in `latent`; all other fields are `None`.
+        log_depth: The network's raw log depth, C = 1, about [-1, 1] and not clipped: 2·(log d - log d_near) /
+            (log d_far - log d_near) - 1 with unknown d_near and d_far. Mean over the ensemble.
+        uncertainty: Standard deviation over the ensemble after aligning its members by scale and shift, C = 1, in
+            units of `log_depth`. Computed at the processing size, then resized. `None` unless asked for.
+        normals: Unit normals facing the camera, C = 3, OpenCV axes (x right, y down, z forward), of the surface
+            exp(log_depth) at its resolution. Approximate: the depth is known up to an unknown power and factor only,
+            and the field of view is the one given to the call. `None` unless asked for.
+        latent: Predicted latents at t = 1, one per image × ensemble member: float32 N·E×4×h×w on the pipeline's
+            device, or a list of N tensors E×4×h×w for images of several sizes. Not what the call's `latents` take,
+            which is noise. `None` unless asked for.
+    """
+
+    prediction: Maps | list[Image.Image] | None
+    log_depth: Maps | None = None
+    uncertainty: Maps | None = None
+    normals: Maps | None = None
+    latent: torch.Tensor | list[torch.Tensor] | None = None
+
+
+def collect_maps(maps: list[torch.Tensor], one_size: bool, output_type: str) -> Maps | None:
+    """Puts maps together as `DepthFMOutput` describes.
+
+    Args:
+        maps: 1×C×H×W each.
+        one_size: Whether those of one image are stacked with those of the next.
+        output_type: `"pt"` for tensors, anything else for arrays.
+
+    Returns:
+        The maps; `None` if there are none.
+    """
+    if not maps:
+        return None
+    if output_type == "pt":
+        return torch.cat(maps) if one_size else [one[0] for one in maps]
+    arrays = [one[0].permute(1, 2, 0).cpu().numpy() for one in maps]
+    return np.stack(arrays) if one_size else arrays

@@ -1,0 +1,1 @@
+"""The flow's time grid and its steps."""

@@ -1,0 +1,1 @@
+"""From data sources to batches."""

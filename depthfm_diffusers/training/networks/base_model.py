@@ -1,0 +1,374 @@
+"""What training starts from: Stable Diffusion, a DepthFM, or a new network around an autoencoder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from ... import (
+    DepthFMPipeline,
+    FlowMatchingImageToDepthScheduler,
+    PromptEmbedding,
+)
+from ...checkpoints.model_folder import (
+    load_pipeline,
+    resolve_model,
+)
+from ..objectives.denoising import PREDICTION_TYPES
+from ..objectives.flow_objective import source_noise_step
+
+CONV_IN_INITS = ("duplicate", "zero")
+Scheduler = TypeVar("Scheduler", bound=SchedulerMixin)
+
+# The components of a Stable Diffusion folder that are used, with the classes that they may have there. Its scheduler,
+# safety checker and the rest are not looked at.
+SD_COMPONENTS = {
+    "unet": (UNet2DConditionModel, ("UNet2DConditionModel",)),
+    "vae": (AutoencoderKL, ("AutoencoderKL",)),
+    "text_encoder": (CLIPTextModel, ("CLIPTextModel",)),
+    "tokenizer": (CLIPTokenizer, ("CLIPTokenizer", "CLIPTokenizerFast")),
+}
+
+
+def build_pipeline(
+    base: str | None = None,
+    vae: str | None = None,
+    unet_config: str | None = None,
+    conv_in_init: str = "duplicate",
+    noise_augmentation_step: int | None = None,
+    start: str = "image",
+) -> DepthFMPipeline:
+    """The pipeline to train, in float32 on the CPU.
+
+    Args:
+        base: A folder in diffusers' format, or a Hub repository: Stable Diffusion in the layout of 1.5 or 2.1 (see
+            `pipeline_from_stable_diffusion`), or DepthFM, which is what its `model_index.json` says.
+        vae: Instead of `base`, with `unet_config`: folder of an `AutoencoderKL`.
+        unet_config: Instead of `base`, with `vae`: JSON configuration of a new UNet.
+        conv_in_init: How Stable Diffusion's first layer grows, see `grow_conv_in`.
+        noise_augmentation_step: Cosine step of the source's noise; `None`: what a DepthFM `base` has, else 400.
+        start: `"image"`, or `"noise"` to start the flow from pure noise, see `objective.source_noise_step`.
+
+    Raises:
+        FileNotFoundError: If a folder, a file or a component is missing.
+        ValueError: If the arguments exclude each other, or a component cannot be used; it is named.
+    """
+    if (base is None) != (vae is not None and unet_config is not None) or (base is not None and (vae or unet_config)):
+        raise ValueError(
+            "Give either `base`, or both `vae` and `unet_config`; got "
+            f"base={base!r}, vae={vae!r}, unet_config={unet_config!r}."
+        )
+    if start == "noise" and noise_augmentation_step is not None:
+        raise ValueError(
+            "`start='noise'` replaces the image by noise: `noise_augmentation_step` has no meaning there, got "
+            f"{noise_augmentation_step}."
+        )
+    if base is None:
+        pipe = _pipeline_from_config(str(vae), str(unet_config))
+    elif is_depthfm(base):
+        pipe = load_pipeline(resolve_model(base), device="cpu", dtype=torch.float32)
+    else:
+        pipe = pipeline_from_stable_diffusion(base, conv_in_init)
+    config = pipe.scheduler.config
+    step = config.noise_augmentation_step if noise_augmentation_step is None else noise_augmentation_step
+    step = source_noise_step(start, step, config.num_train_timesteps)
+    pipe.scheduler = FlowMatchingImageToDepthScheduler.from_config(config, noise_augmentation_step=step)
+    return pipe
+
+
+def pipeline_from_stable_diffusion(base: str, conv_in_init: str = "duplicate") -> DepthFMPipeline:
+    """Makes Stable Diffusion into a pipeline whose UNet is to be trained to regress the velocity x_1 - x_0.
+
+    The UNet's first layer grows to take the image's latent too, the autoencoder is kept with its scaling factor, and
+    the text encoder is used once, for the empty prompt, and left behind.
+
+    What the base predicted (`prediction_type`: the noise, v, or the sample) does not matter, nor do its scheduler and
+    its times in 0..999: the network is not asked for it again. All of these outputs are latents of one shape, and
+    training regresses another quantity from the first step on; the base's last layer is an initialisation like its
+    other ones.
+
+    Args:
+        base: A folder with `unet`, `vae`, `text_encoder` and `tokenizer` and a `model_index.json`, or the name of a
+            Hub repository, of which these are fetched. Weights are safetensors, or `.bin` files of tensors only;
+            of a folder that has none but `fp16` files, those.
+        conv_in_init: See `grow_conv_in`.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, or a component is missing in it.
+        ValueError: If it is a model of another kind, or one of its files is damaged or incomplete.
+    """
+    loaded = load_stable_diffusion(base)
+    unet = loaded["unet"]
+    grow_conv_in(unet, conv_in_init)
+    prompt_embedding = embed_empty_prompt(loaded["tokenizer"], loaded["text_encoder"])
+    return DepthFMPipeline(
+        unet=unet,
+        vae=loaded["vae"],
+        scheduler=FlowMatchingImageToDepthScheduler(),
+        prompt_embedding=prompt_embedding,
+    )
+
+
+def load_stable_diffusion(base: str) -> dict[str, Any]:
+    """Loads what there is to train on of a Stable Diffusion, see `SD_COMPONENTS`; in float32 on the CPU.
+
+    Args:
+        base: See `pipeline_from_stable_diffusion`.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, or a component is missing in it.
+        ValueError: If it is a model of another kind, or one of its files is damaged or incomplete.
+    """
+    index = _read_index(base)
+    other = sorted(name for name in ("text_encoder_2", "text_encoder_3", "transformer", "prior") if index.get(name))
+    if other:
+        raise ValueError(
+            f"base {base}: a model with {' and '.join(other)} is not of Stable Diffusion 1.5's or 2.1's layout (SDXL "
+            "and later ones cannot be used)."
+        )
+    for name in SD_COMPONENTS:  # all of them before the first gigabyte is read
+        _check_component(base, index, name)
+    path = Path(base).expanduser()
+    source = str(path) if path.is_dir() else base
+    loaded = {
+        name: load_model(cls, f"base {base}: its {name}", source, name) for name, (cls, _) in SD_COMPONENTS.items()
+    }
+    _check_plain_unet(base, loaded["unet"])
+    taken, width = loaded["unet"].config.cross_attention_dim, loaded["text_encoder"].config.hidden_size
+    if taken != width:
+        raise ValueError(
+            f"base {base}: its text_encoder gives embeddings of width {width}, but its unet attends to width {taken}: "
+            "they are not of one model."
+        )
+    return loaded
+
+
+def grow_conv_in(unet: UNet2DConditionModel, init: str = "duplicate") -> None:
+    """Doubles the input channels of a UNet in place: from the latent x to cat[x_t, c].
+
+    Args:
+        unet: UNet with as many input as output channels.
+        init: `"duplicate"`: the weights are halved and repeated, so that the network says of cat[x, x] what it said of
+            x. `"zero"`: the condition's weights are 0, so that it says of cat[x, anything] what it said of x.
+
+    Raises:
+        ValueError: If `init` is neither, or the UNet has another number of input channels.
+    """
+    if init not in CONV_IN_INITS:
+        raise ValueError(f"`init` must be one of {CONV_IN_INITS}, got {init!r}.")
+    channels = unet.config.in_channels
+    if channels != unet.config.out_channels:
+        raise ValueError(
+            f"`unet` must have as many input as output channels to grow, got {channels} and "
+            f"{unet.config.out_channels}."
+        )
+    old = unet.conv_in
+    new = torch.nn.Conv2d(
+        2 * channels, old.out_channels, old.kernel_size, padding=old.padding, device=old.weight.device
+    ).to(old.weight.dtype)
+    with torch.no_grad():
+        first, second = new.weight[:, :channels], new.weight[:, channels:]
+        if init == "duplicate":
+            first.copy_(old.weight / 2)
+            second.copy_(old.weight / 2)
+        else:
+            first.copy_(old.weight)
+            second.zero_()
+        new.bias.copy_(old.bias)
+    unet.conv_in = new
+    unet.register_to_config(in_channels=2 * channels)
+
+
+@torch.no_grad()
+def embed_empty_prompt(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel) -> PromptEmbedding:
+    """Embeds "" as `StableDiffusionPipeline.encode_prompt` does (diffusers 0.42, without `clip_skip`).
+
+    The prompt is padded to the tokenizer's maximal length (77) with its padding token, which is not the same in 1.5
+    and 2.1; the mask is passed only if the text encoder's configuration asks for it (neither does); the embedding is
+    the last hidden state, after the final layer norm.
+
+    Raises:
+        ValueError: If the tokenizer's maximal length is not set, or longer than the text encoder can take.
+    """
+    length, longest = tokenizer.model_max_length, text_encoder.config.max_position_embeddings
+    if length > longest:
+        raise ValueError(
+            f"`tokenizer` has model_max_length {length}, more than the text encoder's {longest} positions: set "
+            "model_max_length in its tokenizer_config.json (77 for Stable Diffusion)."
+        )
+    tokens = tokenizer("", padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    masked = getattr(text_encoder.config, "use_attention_mask", False)
+    device = text_encoder.device
+    hidden = text_encoder.eval()(
+        tokens.input_ids.to(device), attention_mask=tokens.attention_mask.to(device) if masked else None
+    )[0]
+    return PromptEmbedding.from_tensor(hidden).eval()
+
+
+def _pipeline_from_config(vae: str, unet_config: str) -> DepthFMPipeline:
+    """A new UNet around an autoencoder."""
+    try:
+        config = json.loads(Path(unet_config).expanduser().read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FileNotFoundError(f"unet_config {unet_config} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise ValueError(f"unet_config {unet_config} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"unet_config {unet_config} must be a JSON object, got a {type(config).__name__}.")
+    unet = UNet2DConditionModel.from_config(config)
+    autoencoder = _load_autoencoder(vae)
+    channels = autoencoder.config.latent_channels
+    if (unet.config.in_channels, unet.config.out_channels) != (2 * channels, channels):
+        raise ValueError(
+            f"unet_config {unet_config}: a UNet for the {channels} latent channels of {vae} has {2 * channels} input "
+            f"and {channels} output channels, not {unet.config.in_channels} and {unet.config.out_channels}."
+        )
+    return DepthFMPipeline(
+        unet=unet,
+        vae=autoencoder,
+        scheduler=FlowMatchingImageToDepthScheduler(),
+        # Never trained: the network has no text to listen to, one zero token keeps the layout.
+        prompt_embedding=PromptEmbedding(num_tokens=1, dim=unet.config.cross_attention_dim),
+    )
+
+
+def _load_autoencoder(vae: str) -> AutoencoderKL:
+    folder = Path(vae).expanduser()
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"vae {vae} is not the folder of an autoencoder: it has no config.json.")
+    return load_model(AutoencoderKL, f"vae {vae}", str(folder))
+
+
+def is_depthfm(base: str) -> bool:
+    """Whether a model folder or Hub repository is a DepthFM, by its `model_index.json`."""
+    return _read_index(base).get("_class_name") in ("DepthFMPipeline", ["pipeline", "DepthFMPipeline"])
+
+
+def _read_index(base: str) -> dict[str, Any]:
+    """The content of `model_index.json`, fetched if `base` is not a folder."""
+    path = Path(base).expanduser()
+    if path.is_dir():
+        if not (path / "model_index.json").is_file():
+            raise FileNotFoundError(
+                f"base {base}: not a model folder in diffusers' format, model_index.json is missing."
+            )
+    elif path.exists():
+        raise ValueError(
+            f"base {base} is a file, not a folder in diffusers' format. Convert it: a DepthFM checkpoint with "
+            "`depthfm convert`, one of Stable Diffusion with StableDiffusionPipeline.from_single_file and "
+            "save_pretrained."
+        )
+    try:
+        return DiffusionPipeline.load_config(str(path) if path.is_dir() else base)
+    except OSError as error:
+        message = str(error).strip().splitlines()[0]
+        if path.is_dir():
+            raise ValueError(f"base {base}: model_index.json is damaged: {message}") from error
+        raise FileNotFoundError(
+            f"base {base}: there is no such folder, and the Hub repository could not be fetched: {message}"
+        ) from error
+
+
+def _check_component(base: str, index: dict[str, Any], name: str) -> None:
+    """Raises unless a Stable Diffusion has a component, of a class that `SD_COMPONENTS` accepts."""
+    accepted = SD_COMPONENTS[name][1]
+    class_name = (index.get(name) or [None, None])[1]
+    if class_name is None:
+        raise FileNotFoundError(f"base {base}: its {name} is missing, model_index.json names none.")
+    if class_name not in accepted:
+        raise ValueError(
+            f"base {base}: its {name} is a {class_name}; a {' or '.join(accepted)} is needed (Stable Diffusion 1.5 or "
+            "2.1)."
+        )
+    path = Path(base).expanduser()
+    if path.is_dir() and not (path / name).is_dir():
+        raise FileNotFoundError(f"base {base}: its {name} is missing, there is no folder {path / name}.")
+
+
+def load_schedule(base: str, cls: type[Scheduler]) -> Scheduler:
+    """The noise levels of a Stable Diffusion as a scheduler of another class.
+
+    Raises:
+        ValueError: If its scheduler cannot be read, or its model predicts something else than the noise, v or the
+            sample.
+    """
+    path = Path(base).expanduser()
+    try:
+        schedule = cls.from_pretrained(str(path) if path.is_dir() else base, subfolder="scheduler")
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"base {base}: its scheduler cannot be loaded: {str(error).strip().splitlines()[0]}"
+        ) from error
+    if schedule.config.prediction_type not in PREDICTION_TYPES:
+        raise ValueError(
+            f"base {base}: its scheduler has prediction_type {schedule.config.prediction_type!r}; known are "
+            f"{PREDICTION_TYPES}."
+        )
+    return schedule
+
+
+def load_model(cls: Any, what: str, source: str, subfolder: str | None = None) -> Any:
+    """Loads a model in float32 or a tokenizer, completely.
+
+    Args:
+        cls: Its class.
+        what: What errors call it.
+        source: Folder, or Hub repository.
+        subfolder: Where it is in there.
+
+    Raises:
+        ValueError: If it cannot be read, or is incomplete.
+    """
+    where = {} if subfolder is None else {"subfolder": subfolder}
+    try:
+        if cls is CLIPTokenizer:
+            return cls.from_pretrained(source, **where)
+        if _half_only(Path(source, subfolder or "")):
+            where["variant"] = "fp16"
+        model, report = cls.from_pretrained(source, dtype=torch.float32, output_loading_info=True, **where)
+    except Exception as error:  # two libraries, each with exceptions of its own
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"{what} cannot be loaded: {lines[0]}") from error
+    # The libraries leave random weights where tensors are missing.
+    missing = sorted(report["missing_keys"])
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise ValueError(f"{what} is incomplete: its weight files lack {', '.join(missing[:3])}{more}.")
+    return model
+
+
+def _half_only(folder: Path) -> bool:
+    """Whether all of a local folder's weight files are `*.fp16.*`."""
+    weights = [path for suffix in ("safetensors", "bin") for path in folder.glob(f"*.{suffix}")]
+    return bool(weights) and all(".fp16" in path.name for path in weights)
+
+
+def _check_plain_unet(base: str, unet: UNet2DConditionModel) -> None:
+    """Raises unless a UNet takes a latent of 4 channels, a time and an embedding, and nothing else."""
+    config = unet.config
+    extra = [
+        f"{name}={config[name]!r}"
+        for name in ("class_embed_type", "num_class_embeds", "addition_embed_type", "encoder_hid_dim_type")
+        if config.get(name) is not None
+    ]
+    if extra:
+        raise ValueError(
+            f"base {base}: its unet wants more than an image and a prompt ({', '.join(extra)}): SDXL, upscalers and "
+            "models with class embeddings cannot be used, only Stable Diffusion 1.5's and 2.1's layout."
+        )
+    if config.in_channels == 8:
+        raise ValueError(
+            f"base {base}: its unet has 8 input channels already. Which of them are the image is not recorded "
+            "(Marigold has the image first, DepthFM last), so it cannot be taken over: start from the Stable "
+            "Diffusion that it was made from, or from a DepthFM folder."
+        )
+    if (config.in_channels, config.out_channels) != (4, 4):
+        raise ValueError(
+            f"base {base}: its unet has {config.in_channels} input and {config.out_channels} output channels, not 4 "
+            "and 4 (9 input channels are an inpainting model's): start from the plain model."
+        )

@@ -1,0 +1,71 @@
+"""Files that are written whole or not at all, and their checksums."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Lets a file be written whole or not at all.
+
+    Yields the path of a new empty file in the same folder, to be written to. When the block ends it takes the place of
+    `path`; when the block raises it is removed, and what was at `path` before stays as it was.
+
+    Args:
+        path: The file to write; its folder must exist.
+
+    Yields:
+        The path to write to.
+    """
+    path = Path(path)
+    # Short whatever the file is called, so that a name that fits does not become too long.
+    temporary = path.with_name(f".depthfm-{secrets.token_hex(8)}.tmp")
+    temporary.touch(exist_ok=False)
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def save_array(path: str | os.PathLike[str], array: np.ndarray) -> None:
+    """Writes an array as `.npy`, without pickling.
+
+    Args:
+        path: The file to write, as it is named: no suffix is appended.
+        array: The array.
+    """
+    with open(path, "wb") as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def save_json(path: str | os.PathLike[str], content: Any) -> None:
+    """Writes JSON for people to read, atomically.
+
+    Args:
+        path: The file to write.
+        content: What the `json` module can write; NaN and infinities are refused, as JSON has none.
+
+    Raises:
+        ValueError: If `content` has a number that JSON cannot hold.
+    """
+    text = json.dumps(content, indent=2, allow_nan=False)
+    with atomic_write(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,126 @@
+"""The package as users get it: built as a wheel, installed, and run from elsewhere."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.components import build_components
+from helpers.repository import ROOT
+
+import depthfm_diffusers
+from depthfm_diffusers import DepthFMPipeline
+
+BUNDLED = "depthfm_diffusers/pretrained/depthfm-tiny"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """The wheel, built from a copy so that nothing is left in the checkout."""
+    source = tmp_path_factory.mktemp("source")
+    for name in ("pyproject.toml", "setup.cfg", "README.md", "LICENSE", "NOTICE"):
+        shutil.copy(ROOT / name, source)
+    shutil.copytree(ROOT / "depthfm_diffusers", source / "depthfm_diffusers", ignore=shutil.ignore_patterns("__py*"))
+    target = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(target), str(source)]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    (path,) = target.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def environment(wheel, tmp_path_factory) -> Path:
+    """A new virtual environment with the wheel installed, not editable; its libraries are those of the test run."""
+    folder = tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python")]
+    subprocess.run([*pip, "install", "--quiet", "--no-deps", "--no-index", str(wheel)], check=True)
+    libraries = {str(Path(module.__file__).parent.parent) for module in (np, pytest)}
+    # Only what comes from a .pth is searched after the environment's own folder.
+    (site / "libraries.pth").write_text("\n".join(sorted(libraries)) + "\n")
+    return folder
+
+
+def test_wheel_has_what_it_must(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    dist_info = f"depthfm_diffusers-{depthfm_diffusers.__version__}.dist-info"
+    expected = {
+        "depthfm_diffusers/py.typed",
+        f"{dist_info}/licenses/LICENSE",
+        f"{dist_info}/licenses/NOTICE",
+        f"{BUNDLED}/ATTRIBUTION.md",
+        f"{BUNDLED}/ATTRIBUTION.tsv",
+    }
+    expected |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "depthfm_diffusers").rglob("*.py")}
+    expected |= {path.relative_to(ROOT).as_posix() for path in (ROOT / BUNDLED).rglob("*") if path.is_file()}
+    assert expected <= names
+    assert not [name for name in names if name.startswith(("tests/", "training/", "benchmarks/", "examples/"))]
+    entry_points = zipfile.ZipFile(wheel).read(f"{dist_info}/entry_points.txt").decode()
+    assert "depthfm = depthfm_diffusers.cli:main" in entry_points
+
+
+def test_bundled_model_is_small(wheel):
+    weights = [info for info in zipfile.ZipFile(wheel).infolist() if info.filename.endswith(".safetensors")]
+    assert sum(info.file_size for info in weights) <= 40e6
+
+
+def test_installed_package_predicts(environment, tmp_path):
+    """With the bundled model; the checkout is neither the working folder nor on the path."""
+    shutil.copy(ROOT / "examples" / "coffee.png", tmp_path)
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    command = [str(environment / "bin" / "depthfm"), "predict", "coffee.png", "--output", "out"]
+    done = subprocess.run(command, cwd=tmp_path, env=clean, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    depth = np.load(tmp_path / "out" / "coffee_depth.npy", allow_pickle=False)
+    assert depth.shape == (400, 600)
+    assert depth.min() == 0
+    assert depth.max() == 1
+
+
+def test_installed_package_is_the_one_that_runs(environment, tmp_path):
+    DepthFMPipeline(**build_components()).save_pretrained(tmp_path / "model")
+    code = (
+        "import depthfm_diffusers; from diffusers import DiffusionPipeline; "
+        "print(depthfm_diffusers.__file__); print(type(DiffusionPipeline.from_pretrained('model')).__name__)"
+    )
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    command = [str(environment / "bin" / "python"), "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=clean, capture_output=True, text=True, check=True)
+    location, name = done.stdout.splitlines()
+    assert Path(location).is_relative_to(environment)
+    assert name == "DepthFMPipeline"
+
+
+def test_version_is_the_same_everywhere():
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(r"^## \[(.+?)\]", changelog, re.MULTILINE).group(1) == depthfm_diffusers.__version__
+
+
+def test_every_dependency_is_pinned_in_the_constraints():
+    groups = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
+    names = {re.match(r"[\w-]+", requirement).group() for group in groups for requirement in group}
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = {line.partition("==")[0] for line in lines}
+    assert names - {"depthfm_diffusers"} <= pinned
+    assert "torch==2.13.0" in lines
+
+
+def test_every_model_that_asks_for_attribution_is_attributed():
+    table = (ROOT / BUNDLED / "ATTRIBUTION.tsv").read_text(encoding="utf-8").splitlines()
+    header, *rows = [line.split("\t") for line in table]
+    assert header == ["id", "name", "creator", "licence"]
+    assert all(len(row) == 4 and all(row) for row in rows)
+    summary = (ROOT / BUNDLED / "ATTRIBUTION.md").read_text(encoding="utf-8")
+    for licence in {row[3] for row in rows}:
+        count = sum(row[3] == licence for row in rows)
+        assert f"| {count} 3D models |" in summary

@@ -1,0 +1,1 @@
+"""Random scenes, and their rendering in Blender."""
