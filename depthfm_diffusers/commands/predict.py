@@ -17,9 +17,9 @@ from ..inference.input_files import (
     InputFailure,
     collect_inputs,
 )
+from ..inference.prediction import PredictionSettings
 from ..inference.prediction_files import (
     PredictionFolder,
-    PredictionSettings,
     describe_run,
     predict_files,
 )
@@ -65,9 +65,8 @@ def predict(args: argparse.Namespace) -> int:
         seed=args.seed,
         processing_resolution=args.processing_resolution,
         batch_size=args.batch_size,
-        colormap=args.colormap,
     )
-    folder = PredictionFolder(args.output)
+    folder = PredictionFolder(args.output, args.colormap)
     try:
         inputs, failures = collect_inputs(args.images, skip=folder.results())
         for failure in failures:
@@ -97,5 +96,6 @@ def _predictions(
     pipe = load_pipeline(model_folder, args.device, DTYPES[args.dtype], args.variant)
     pipe.set_progress_bar_config(disable=True)
     run = describe_run(pipe, settings, args.model or model_folder.name, model_fingerprint(model_folder))
+    run["settings"]["colormap"] = args.colormap
     folder.begin_run({**run, "variant": args.variant}, inputs)
     yield from predict_files(pipe, inputs, folder, settings)

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
 
 from ..export.images import (
     check_colormap,
@@ -17,10 +14,14 @@ from ..export.images import (
     depth_to_uint16,
     save_image,
 )
-from ..image_processing import load_image
 from ..pipelines.depthfm.pipeline_depthfm import DepthFMPipeline
 from ..utils.files import file_sha256, save_array
 from .input_files import InputFailure
+from .prediction import (
+    Prediction,
+    PredictionSettings,
+    predict_image,
+)
 from .result_folder import (
     INPUT_ERRORS,
     ResultFolder,
@@ -46,74 +47,39 @@ VALUES = {
 }
 
 
-@dataclass(frozen=True)
-class PredictionSettings:
-    """What a run predicts with.
-
-    Attributes:
-        num_inference_steps: Steps from image to depth; `None` is the model's default.
-        ensemble_size: Members whose log depths are averaged.
-        seed: Seed of the noise, set anew for each image, so that a result does not depend on what else is in the run.
-        processing_resolution: Longer side in pixels at which the network sees the image, 0 for that of the image;
-            `None` is the model's default.
-        batch_size: Ensemble members that go through the network at once.
-        colormap: Name of the matplotlib colour map of the coloured pictures.
-    """
-
-    num_inference_steps: int | None = None
-    ensemble_size: int = 1
-    seed: int = 0
-    processing_resolution: int | None = None
-    batch_size: int = 1
-    colormap: str = "Spectral"
-
-    def __post_init__(self) -> None:
-        """Checks what can be checked before a model is loaded.
-
-        Raises:
-            ValueError: If a value is out of its range.
-        """
-        for name, lowest in {"num_inference_steps": 1, "ensemble_size": 1, "batch_size": 1}.items():
-            value = getattr(self, name)
-            if value is not None and value < lowest:
-                raise ValueError(f"`{name}` must be at least {lowest}, got {value}.")
-        if self.processing_resolution is not None and self.processing_resolution < 0:
-            raise ValueError(f"`processing_resolution` must be 0 or more pixels, got {self.processing_resolution}.")
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"`seed` must be from 0 to 2**63 - 1, got {self.seed}.")
-        check_colormap(self.colormap)
-
-
 class PredictionFolder(ResultFolder):
     """A folder of predictions and its `metadata.json`; a prediction is replaced only by a later one for the same file.
 
     Args:
         path: The folder; made if it does not exist.
+        colormap: Name of the matplotlib colour map of the coloured pictures.
 
     Raises:
-        OSError: If it cannot be made or written to.
-        ValueError: If it holds a `metadata.json` of other origin, which a run would have to overwrite.
+        OSError: If the folder cannot be made or written to.
+        ValueError: If there is no such colour map, or the folder holds a `metadata.json` that `depthfm predict` did
+            not write.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], colormap: str) -> None:
+        check_colormap(colormap)
         super().__init__(path, "predict", METADATA_FORMAT, VALUES)
+        self.colormap = colormap
 
-    def add_prediction(self, source: Path, depth: np.ndarray, log_depth: np.ndarray, colormap: str) -> None:
+    def add_prediction(self, source: Path, prediction: Prediction) -> None:
         """Writes the files of one prediction, all or none, then `metadata.json`.
 
         Args:
             source: The image file.
-            depth: H×W in [0, 1].
-            log_depth: H×W.
-            colormap: Name of a matplotlib colour map.
+            prediction: Its prediction.
         """
         name = self.choose_name(source, SUFFIXES, self.last_entry(source))
+        depth = prediction.depth
         files = [name + ending for ending in SUFFIXES]
         write: list[Callable[[Path], object]] = [
-            lambda path: save_array(path, depth.astype(np.float32)),
-            lambda path: save_array(path, log_depth.astype(np.float32)),
+            lambda path: save_array(path, depth),
+            lambda path: save_array(path, prediction.log_depth),
             lambda path: save_image(path, depth_to_uint16(depth)),
-            lambda path: save_image(path, colorize_depth(depth, colormap)),
+            lambda path: save_image(path, colorize_depth(depth, self.colormap)),
         ]
         entry = {
             "name": name,
@@ -138,15 +104,10 @@ def describe_run(pipe: DepthFMPipeline, settings: PredictionSettings, model: str
     Returns:
         A dictionary that JSON can hold.
     """
-    config = pipe.config
-    resolved = asdict(settings)
-    resolved["num_inference_steps"] = settings.num_inference_steps or config.default_num_inference_steps
-    if settings.processing_resolution is None:
-        resolved["processing_resolution"] = config.default_processing_resolution
     return {
         "started": now(),
-        "model": {"name": model, "sha256": fingerprint, "rescale_self_attention": config.rescale_self_attention},
-        "settings": resolved,
+        "model": {"name": model, "sha256": fingerprint, "rescale_self_attention": pipe.config.rescale_self_attention},
+        "settings": asdict(settings.resolve(pipe)),
         "scheduler": describe_scheduler(pipe.scheduler),
         **describe_environment(pipe),
     }
@@ -168,17 +129,7 @@ def predict_files(
     """
     for source in inputs:
         try:
-            prediction, log_depth, *_ = pipe(
-                load_image(source),
-                num_inference_steps=settings.num_inference_steps,
-                ensemble_size=settings.ensemble_size,
-                processing_resolution=settings.processing_resolution,
-                batch_size=settings.batch_size,
-                # Drawn on the CPU whatever the device, so that the noise is the same on all.
-                generator=torch.Generator("cpu").manual_seed(settings.seed),
-                return_dict=False,
-            )
-            folder.add_prediction(source, prediction[0, ..., 0], log_depth[0, ..., 0], settings.colormap)
+            folder.add_prediction(source, predict_image(pipe, source, settings))
         except INPUT_ERRORS as error:
             yield input_failure(source, error)
         else:

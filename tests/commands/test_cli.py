@@ -25,6 +25,7 @@ from depthfm_diffusers import (
 from depthfm_diffusers.image_processing import load_image
 from depthfm_diffusers.inference import prediction_files
 from depthfm_diffusers.inference.input_files import collect_inputs
+from depthfm_diffusers.inference.prediction import Prediction
 from depthfm_diffusers.inference.prediction_files import (
     SUFFIXES,
     PredictionFolder,
@@ -388,12 +389,13 @@ def test_unknown_colormap_and_device(predict, photo, tmp_path, capsys):
 
 
 def test_folder_cannot_hold_two_runs_with_the_same_number(tmp_path):
-    folder = PredictionFolder(tmp_path)
+    folder = PredictionFolder(tmp_path, "gray")
+    depth = np.zeros((2, 2), dtype=np.float32)
     for number, name in enumerate(["a", "b", "a"]):
         source = tmp_path / f"{name}.png"
         source.touch()
         folder.begin_run({"settings": number}, [source])
-        folder.add_prediction(source, np.zeros((2, 2)), np.zeros((2, 2)), "gray")
+        folder.add_prediction(source, Prediction(depth, depth))
     metadata = read_metadata(tmp_path)
     assert [metadata["runs"][entry["run"]]["settings"] for entry in metadata["images"]] == [1, 2]
     assert len(metadata["runs"]) == 2

@@ -22,7 +22,7 @@ from ...control_image import (
     check_control_arguments,
 )
 from ...image_processing import resize
-from ...inference.prediction_files import PredictionSettings
+from ...inference.prediction import PredictionSettings, predict_log_depth
 from ...pipelines.depthfm_controlnet.controlnet_imports import StableDiffusionPipeline
 from ...pipelines.depthfm_controlnet.pipeline_depthfm_controlnet import DepthFMControlNetPipeline
 from ..metrics.alignment import align
@@ -210,15 +210,7 @@ class AdherenceTest:
         Returns:
             1×1×H×W, float32, on the CPU.
         """
-        _, log_depth, *_ = self._estimator(
-            image,
-            num_inference_steps=self.settings.depth_num_inference_steps,
-            processing_resolution=self.settings.depth_processing_resolution,
-            generator=torch.Generator().manual_seed(self.settings.seed),
-            output_type="pt",
-            return_dict=False,
-        )
-        return log_depth.cpu()
+        return predict_log_depth(self._estimator, image, self.settings.for_prediction()).cpu()
 
     def output_size(self, photo_size: tuple[int, int]) -> tuple[int, int]:
         """Height and width of the images that are generated for a photo: rounded down to whole latents.

@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ...pipelines.depthfm.pipeline_depthfm import DepthFMPipeline
-from ...inference.prediction_files import PredictionSettings
+from ...inference.prediction import PredictionSettings, predict_image
 from ..metrics.alignment import (ALIGNMENT_METHODS, ALIGNMENT_SPACES, Alignment, align, prediction_in_space,)
 from .upper_bounds import (ceiling_spaces, true_log_depths,)
 from ..data.configs import BenchmarkConfig
@@ -136,22 +135,16 @@ def predict_sample(
     Returns:
         The prediction in metres, H×W, and the uncertainty of an ensemble, H×W.
     """
-    prediction, log_depth, uncertainty, *_ = pipe(
-        sample.image,
-        num_inference_steps=protocol.num_inference_steps,
-        ensemble_size=protocol.ensemble_size,
-        processing_resolution=protocol.processing_resolution,
-        batch_size=protocol.batch_size,
-        # Drawn on the CPU whatever the device, so that the noise is the same on all.
-        generator=torch.Generator("cpu").manual_seed(protocol.seed),
-        output_uncertainty=protocol.ensemble_size > 1,
-        return_dict=False,
+    settings = PredictionSettings(
+        protocol.num_inference_steps,
+        protocol.ensemble_size,
+        protocol.seed,
+        protocol.processing_resolution,
+        protocol.batch_size,
     )
-    if protocol.alignment == "depth":
-        in_space = prediction[0, ..., 0]
-    else:
-        in_space = prediction_in_space(log_depth[0, ..., 0], protocol.alignment)
-    return _align(in_space, sample, protocol), None if uncertainty is None else uncertainty[0, ..., 0]
+    found = predict_image(pipe, sample.image, settings, output_uncertainty=protocol.ensemble_size > 1)
+    in_space = found.depth if protocol.alignment == "depth" else prediction_in_space(found.log_depth, protocol.alignment)
+    return _align(in_space, sample, protocol), found.uncertainty
 
 
 def score_sample(pipe: DepthFMPipeline, sample: Sample, protocol: Protocol) -> dict[str, Any]:
