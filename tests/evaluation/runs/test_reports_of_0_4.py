@@ -1,0 +1,119 @@
+"""Reports, records and stopped runs of 0.4.0 in tests/data/reports: what is written today is the same, key by key."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.components import DATA, build_components
+from helpers.controlnet_parts import build_image, build_pipelines
+from helpers.shards import png, sloping_frame, write_pairs
+
+from depthfm_diffusers import DepthFMPipeline
+from depthfm_diffusers.evaluation.adherence.images import PromptedImage
+from depthfm_diffusers.evaluation.adherence.measures import AdherenceSettings
+from depthfm_diffusers.evaluation.adherence.run import run_adherence
+from depthfm_diffusers.evaluation.data.configs import load_benchmark
+from depthfm_diffusers.evaluation.data.open_benchmark import open_benchmark
+from depthfm_diffusers.evaluation.runs.benchmark import run_evaluation
+from depthfm_diffusers.evaluation.runs.scoring import EvaluationSettings
+from depthfm_diffusers.inference.prediction import PredictionSettings
+from depthfm_diffusers.inference.prediction_files import describe_run
+from depthfm_diffusers.inference.synthesis_files import describe_synthesis
+from depthfm_diffusers.inference.synthesis_inputs import SynthesisSources
+from depthfm_diffusers.inference.synthesis_settings import SynthesisSettings
+
+REPORTS = DATA / "reports"
+# What differs between machines, versions and days: of these only the names and the types are compared.
+VARIES = ("versions", "time", "started", "weights", "fingerprint")
+
+
+def assert_same(found: Any, expected: Any, name: str = "") -> None:
+    """Compares keys and their order, types, and values: numbers to a thousandth."""
+    assert type(found) is type(expected), name
+    if isinstance(expected, dict):
+        assert list(found) == list(expected), name
+        for key, value in expected.items():
+            assert_same(found[key], value, f"{name}.{key}")
+    elif isinstance(expected, list):
+        assert len(found) == len(expected), name
+        for index, value in enumerate(expected):
+            assert_same(found[index], value, f"{name}[{index}]")
+    elif not any(f".{part}" in name for part in VARIES):
+        assert found == (pytest.approx(expected, rel=1e-3, abs=1e-3) if isinstance(expected, float) else expected), name
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def evaluate(folder: Path, output: Path, on_progress: Any = None) -> None:
+    """Evaluates three frames, the second without depth."""
+    frames = [sloping_frame(number) for number in range(3)]
+    frames[1]["depth.png"] = png(np.zeros((48, 64), np.uint16))
+    data = open_benchmark(load_benchmark("pairs"), write_pairs(folder / "pairs", frames, metadata=True))
+    pipe = DepthFMPipeline(**build_components(), default_processing_resolution=64)
+    pipe.set_progress_bar_config(disable=True)
+    settings = EvaluationSettings(ensemble_size=2, seed=1)
+    model = {"name": "m", "sha256": "0", "variant": None}
+    run_evaluation(pipe, data, settings, output, model, on_progress=on_progress)
+
+
+def adhere(folder: Path, output: Path, on_progress: Any = None) -> None:
+    """Measures the adherence of two photos."""
+    folder.mkdir()
+    images = []
+    for number in range(2):
+        path = folder / f"photo{number}.png"
+        build_image(number).save(path)
+        images.append(PromptedImage(path.name, path, "a" * number))
+    settings = AdherenceSettings(num_inference_steps=2, guidance_scale=2.0, seed=1)
+    run_adherence(build_pipelines()[0], images, settings, output, {"base": "tiny"}, on_progress=on_progress)
+
+
+@pytest.mark.parametrize(("name", "run"), [("evaluate", evaluate), ("adherence", adhere)])
+def test_report_is_that_of_0_4(name, run, tmp_path):
+    run(tmp_path / "data", tmp_path / "report.json")
+    assert_same(read(tmp_path / "report.json"), read(REPORTS / f"{name}.json"))
+
+
+@pytest.mark.parametrize(("name", "run"), [("evaluate", evaluate), ("adherence", adhere)])
+def test_run_that_0_4_was_stopped_in_is_resumed(name, run, tmp_path):
+    class Stopped(Exception):
+        """Stands for a kill."""
+
+    def stop(done: int, total: int) -> None:
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        run(tmp_path / "data", tmp_path / "report.json", stop)
+    partial = tmp_path / "report.partial"
+    today, kept = read(partial / "run.json"), read(REPORTS / f"{name}.partial" / "run.json")
+    assert_same(today, kept)
+    shutil.rmtree(partial)
+    shutil.rmtree(tmp_path / "data")
+    shutil.copytree(REPORTS / f"{name}.partial", partial)
+    # The same machine, versions and data.
+    kept["identity"] = today["identity"]
+    (partial / "run.json").write_text(json.dumps(kept))
+    progress = []
+    run(tmp_path / "data", tmp_path / "report.json", lambda *step: progress.append(step))
+    report = read(tmp_path / "report.json")
+    assert progress[0] == (1, len(report["per_image"]))
+    assert report["time"]["started"] == kept["started"]
+    assert_same(report, read(REPORTS / f"{name}.json"))
+
+
+def test_records_of_results_are_those_of_0_4(pipe, tmp_path):
+    expected = read(REPORTS / "metadata.json")
+    run = describe_run(pipe, PredictionSettings(ensemble_size=2), "m", "0")
+    run["settings"]["colormap"] = "Spectral"
+    assert_same(json.loads(json.dumps(run)), expected["predict"])
+    settings, sources = SynthesisSettings(prompt="a"), SynthesisSources([tmp_path / "photo.png"])
+    models = {"base": {"name": "b"}, "variant": None}
+    run = describe_synthesis(build_pipelines()[0], settings, models, sources)
+    assert_same(json.loads(json.dumps(run)), expected["synthesize"])
