@@ -1,4 +1,4 @@
-"""Scores of a model beside trivial baselines and ceilings: the table of `model_cards/depthfm-tiny.md`.
+"""Scores of a model beside trivial baselines and upper bounds: the table of `model_cards/depthfm-tiny.md`.
 
     python benchmarks/quality/evaluate_bundled_model.py --train_data SHARDS --output results.json
 
@@ -77,7 +77,7 @@ def spread_rows(prior: np.ndarray, height: int, width: int) -> np.ndarray:
 def candidates(
     pipe: DepthFMPipeline, example: Example, prior: np.ndarray, steps: list[int], ensemble: int
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Log depth maps to score: baselines, ceilings, and the model's predictions."""
+    """Log depth maps to score: baselines, upper bounds, and the model's predictions."""
     height, width = example.depth.shape
     yield "constant", np.zeros((height, width))
     yield "row prior", spread_rows(prior, height, width)

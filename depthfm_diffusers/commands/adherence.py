@@ -13,16 +13,14 @@ from ..evaluation.adherence.images import (
     prompted_images,
 )
 from ..evaluation.adherence.measures import (
-    CONDITIONS,
     AdherenceSettings,
     draw_partners,
 )
-from ..evaluation.adherence.report import REPORT_FORMAT
-from ..evaluation.adherence.run import (
-    format_adherence,
-    run_adherence,
-)
+from ..evaluation.adherence.report import format_adherence
+from ..evaluation.adherence.run import run_adherence
+from ..evaluation.choices import ADHERENCE_FORMAT, CONDITIONS
 from ..inference.input_files import collect_inputs
+from ..inference.prediction import PredictionSettings
 from ..inference.synthesis_models import (
     load_synthesis_folders,
     resolve_synthesis_models,
@@ -97,15 +95,15 @@ def adherence(args: argparse.Namespace) -> int:
     """`depthfm adherence`: whether generated images follow the depth of photos."""
     settings = AdherenceSettings(
         conditions=args.conditions,
-        seed=args.seed,
         num_inference_steps=args.steps,
         guidance_scale=args.guidance_scale,
         control_mode=args.control_mode,
         controlnet_conditioning_scale=args.control_scale,
         height=args.height,
         width=args.width,
-        depth_num_inference_steps=args.depth_steps,
-        depth_processing_resolution=args.processing_resolution,
+        depth=PredictionSettings(
+            num_inference_steps=args.depth_steps, seed=args.seed, processing_resolution=args.processing_resolution
+        ),
         threads=args.threads,
     )
     sheet = check_report_files(args.output, args.contact_sheet)
@@ -138,7 +136,7 @@ def _check_not_in_the_way(output: Path, sheet: Path) -> None:
             form = json.loads(output.read_text(encoding="utf-8"))["format"]
         except (ValueError, TypeError, KeyError):
             form = None
-        if form != REPORT_FORMAT:
+        if form != ADHERENCE_FORMAT:
             raise FileExistsError(
                 errno.EEXIST, "not a report of `depthfm adherence`, and not overwritten", str(output)
             )

@@ -17,18 +17,16 @@ from ..checkpoints.model_folder import (
     model_fingerprint,
     resolve_model,
 )
+from ..evaluation.choices import ALIGNMENT_SPACES
 from ..evaluation.data.configs import (
     benchmark_names,
     load_benchmark,
 )
 from ..evaluation.data.open_benchmark import open_benchmark
-from ..evaluation.metrics.alignment import (
-    ALIGNMENT_METHODS,
-    ALIGNMENT_SPACES,
-)
 from ..evaluation.runs.benchmark import run_evaluation
 from ..evaluation.runs.report import format_report
 from ..evaluation.runs.scoring import EvaluationSettings
+from ..inference.prediction import PredictionSettings
 from .arguments import (
     DTYPES,
     Subcommands,
@@ -68,22 +66,20 @@ def add_parser(commands: Subcommands) -> None:
     parser.add_argument(
         "--alignment", choices=ALIGNMENT_SPACES, help="space of the alignment to the truth (default: the benchmark's)"
     )
-    parser.add_argument(
-        "--alignment-method", choices=ALIGNMENT_METHODS, help="how it is aligned (default: the benchmark's)"
-    )
     add_report_arguments(parser)
 
 
 def evaluate(args: argparse.Namespace) -> int:
     """`depthfm evaluate`: scores of a model on a benchmark."""
     settings = EvaluationSettings(
-        num_inference_steps=args.steps,
-        ensemble_size=args.ensemble,
-        seed=args.seed,
-        processing_resolution=args.processing_resolution,
-        batch_size=args.batch_size,
+        PredictionSettings(
+            num_inference_steps=args.steps,
+            ensemble_size=args.ensemble,
+            seed=args.seed,
+            processing_resolution=args.processing_resolution,
+            batch_size=args.batch_size,
+        ),
         alignment=args.alignment,
-        alignment_method=args.alignment_method,
         limit=args.limit,
         threads=args.threads,
     )

@@ -1,9 +1,8 @@
-"""Scores for depth maps: alignment to the truth, then error measures; and benchmarks that are made of them."""
+"""Scores of depth maps: alignment to the truth, error measures, and the benchmarks that use them."""
 
 from .adherence.measures import depth_adherence
+from .choices import ALIGNMENT_METHODS, ALIGNMENT_SPACES
 from .metrics.alignment import (
-    ALIGNMENT_METHODS,
-    ALIGNMENT_SPACES,
     Alignment,
     align,
     prediction_in_space,

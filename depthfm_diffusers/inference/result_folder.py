@@ -203,6 +203,11 @@ def describe_environment(pipe: DiffusionPipeline) -> dict[str, Any]:
     }
 
 
+def hardware_name(device: torch.device) -> str:
+    """Returns the kind of a device, as far as results depend on it: the GPU's name, or the type."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def now() -> str:
     """The time, to the second, with time zone."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,8 +1,8 @@
 """How well generated images follow the depth that they were asked to have.
 
-The depth of a generated image is not known, it is estimated: by the estimator that made the control, with the same
-settings. What its own errors do to the measure shows in the reference, the photo itself sent through Stable
-Diffusion's autoencoder: no image that autoencoder can make is likely to score better.
+The depth of a generated image is not known. It is estimated by the estimator that made the control, with the same
+settings. The effect of the estimator's errors is seen in the reference: the photo itself, encoded and decoded by
+Stable Diffusion's autoencoder. No generated image is likely to score better.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ from ...control_image import (
 )
 from ...image_processing import resize
 from ...inference.prediction import PredictionSettings, predict_log_depth
+from ...pipelines.depthfm.pipeline_depthfm import DepthFMPipeline
 from ...pipelines.depthfm_controlnet.controlnet_imports import StableDiffusionPipeline
 from ...pipelines.depthfm_controlnet.pipeline_depthfm_controlnet import DepthFMControlNetPipeline
+from ..choices import CONDITIONS
 from ..metrics.alignment import align
 from ..metrics.boundary import boundary_f1
 from ..metrics.metrics import (
@@ -32,10 +34,9 @@ from ..metrics.metrics import (
     delta_accuracy,
 )
 
-CONDITIONS = ("depth", "none", "shuffled")
 REFERENCE = "photo"
 MEASURES = ("abs_rel", "delta1", "boundary_f1", "correlation")
-MAX_LOG_RANGE = 700.0  # of what float64 can hold the exponential
+MAX_LOG_RANGE = 700.0  # float64 holds exp(709) at most
 
 
 def depth_adherence(
@@ -43,25 +44,25 @@ def depth_adherence(
 ) -> dict[str, float]:
     """Compares the depth of a generated image with the depth that it was asked to have.
 
-    See `aligned_depths` for how the two are brought together. A control's log depth is known up to scale and shift
-    only (DepthFM's runs from about -1 to 1, whatever the scene's true range is), so its exponential is a depth up to a
-    factor and a power. The factor does not matter; the power does: AbsRel grows with the range of the control's log
-    depth, and δ1 falls. So these figures are no errors in metres, and compare only between images whose depth one
-    estimator has estimated with the same settings. The correlation depends on neither.
+    `aligned_depths` says how the two are aligned. The log depth of a control is known up to scale and shift only
+    (DepthFM's is in about [-1, 1], whatever the true range of the scene is), so its exponential is a depth up to a
+    factor and a power. The factor does not matter. The power does: AbsRel grows with the range of the control's log
+    depth, and δ1 falls. So these scores are no errors in metres, and can only be compared between images whose depth
+    was estimated by the same estimator with the same settings. The correlation depends on neither.
 
     Args:
-        control_log_depth: H×W, finite; as the control image was made of it.
+        control_log_depth: H×W, finite; the control image was made from it.
         generated_log_depth: h×w, finite; estimated from the generated image.
 
     Returns:
         `abs_rel` (0 is perfect), `delta1` (1 is perfect) and `boundary_f1` (1 is perfect; NaN where the control has no
         edge), see `metrics` and `boundary`; `correlation` of the two log depths (Pearson's, in [-1, 1]): negative
         where near and far are swapped, 0 for a generated image without any relief. All are NaN for a control that is
-        constant up to rounding: there is nothing to follow.
+        constant up to rounding: it has no relief to follow.
 
     Raises:
         ValueError: If a map is not H×W, has no pixel, or values that are not finite, or the control's values differ by
-            more than 700, whose exponential no number can hold.
+            more than 700, which is no logarithm of a depth.
     """
     truth, depth = aligned_depths(control_log_depth, generated_log_depth)
     if _is_constant(control_log_depth):
@@ -78,12 +79,12 @@ def depth_adherence(
 def aligned_depths(
     control_log_depth: NDArray[np.floating], generated_log_depth: NDArray[np.floating]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Depth of a control and of what was generated from it, brought together.
+    """Aligns the depth of a generated image to that of its control.
 
-    Where sizes differ, the control's map is resized (bilinear, antialiased) to the generated image's: that is what
-    happens to the control image, and what is finer cannot be followed. The generated image's log depth is aligned to
-    the control's by least squares, with a scale that is not negative: least squares alone would turn a depth in which
-    near and far are swapped into a perfect one. Where it is best negative, the best constant is taken.
+    Where sizes differ, the control's map is resized (bilinear, antialiased) to the size of the generated image, as the
+    control image is. The generated image's log depth is aligned to the control's by least squares with a scale of at
+    least 0: with a negative scale, a depth in which near and far are swapped would be perfect. Where least squares
+    gives a negative scale, the best constant is taken.
 
     Args:
         control_log_depth: H×W, finite.
@@ -117,22 +118,21 @@ def aligned_depths(
 
 @dataclass(frozen=True)
 class AdherenceSettings:
-    """What images are generated with, and how their depth is estimated. `None` leaves a value to the model.
+    """How images are generated, and how their depth is estimated. `None` leaves a value to the model.
 
     Attributes:
         conditions: Of `CONDITIONS`. `"depth"`: with the control image of the photo. `"none"`: by Stable Diffusion
-            alone. `"shuffled"`: with the control image of another photo of the set; compared with the depth of the
-            photo whose turn it is, not of the other.
-        seed: Image i is generated from the seed `seed` + i, under all conditions; depth is estimated from `seed`.
+            alone. `"shuffled"`: with the control image of another photo of the set, but compared with the depth of
+            the photo itself.
         num_inference_steps: Steps of Stable Diffusion.
         guidance_scale: Weight of classifier-free guidance.
         control_mode: See `control_image_from_log_depth`.
-        control_percentiles: Likewise.
+        control_percentiles: See `control_image_from_log_depth`.
         controlnet_conditioning_scale: Strength of the control.
-        height: Of the generated images, pixels, rounded down to whole latents; `None`: the photo's.
-        width: Likewise.
-        depth_num_inference_steps: Steps of the depth estimator.
-        depth_processing_resolution: Longer side at which it sees images, 0 for their own.
+        height: Height of the generated images in pixels, rounded down to whole latents; `None`: the photo's.
+        width: Width, likewise.
+        depth: How depth is estimated. Its seed is that of the whole test: image i is generated from `depth.seed` + i,
+            under all conditions.
         threads: Threads on the CPU. Another number changes the last digits of results.
 
     Raises:
@@ -140,7 +140,6 @@ class AdherenceSettings:
     """
 
     conditions: Sequence[str] = CONDITIONS
-    seed: int = 0
     num_inference_steps: int = 50
     guidance_scale: float = 7.5
     control_mode: str = "disparity"
@@ -148,8 +147,7 @@ class AdherenceSettings:
     controlnet_conditioning_scale: float = 1.0
     height: int | None = None
     width: int | None = None
-    depth_num_inference_steps: int | None = None
-    depth_processing_resolution: int | None = None
+    depth: PredictionSettings = field(default_factory=PredictionSettings)
     threads: int = 1
 
     def __post_init__(self) -> None:
@@ -158,28 +156,37 @@ class AdherenceSettings:
         if unknown or not self.conditions or len(set(self.conditions)) != len(self.conditions):
             raise ValueError(f"`conditions` must be one or more of {CONDITIONS}, each once, got {self.conditions}.")
         check_control_arguments(self.control_mode, self.control_percentiles)
-        for name in ("num_inference_steps", "threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        for name in ("height", "width"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1 or None, got {getattr(self, name)}.")
+        for name in ("num_inference_steps", "threads", "height", "width"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}.")
         for name in ("guidance_scale", "controlnet_conditioning_scale"):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"`{name}` must be a finite number, got {getattr(self, name)}.")
-        self.for_prediction()
 
-    def for_prediction(self) -> PredictionSettings:
-        """How depth is estimated.
+    @property
+    def seed(self) -> int:
+        """The seed of the first image; those of the others follow."""
+        return self.depth.seed
 
-        Raises:
-            ValueError: If a value is out of its range.
-        """
-        return PredictionSettings(
-            num_inference_steps=self.depth_num_inference_steps,
-            seed=self.seed,
-            processing_resolution=self.depth_processing_resolution,
-        )
+    def describe(self, estimator: DepthFMPipeline) -> dict[str, Any]:
+        """Returns the settings with the defaults of the depth estimator filled in, as reports have them."""
+        depth = self.depth.resolve(estimator)
+        return {
+            "conditions": list(self.conditions),
+            "seed": self.seed,
+            "num_inference_steps": self.num_inference_steps,
+            "guidance_scale": self.guidance_scale,
+            "control_mode": self.control_mode,
+            "control_percentiles": list(self.control_percentiles),
+            "controlnet_conditioning_scale": self.controlnet_conditioning_scale,
+            "height": self.height,
+            "width": self.width,
+            "depth_num_inference_steps": depth.num_inference_steps,
+            "depth_processing_resolution": depth.processing_resolution,
+            **({"depth_ensemble_size": depth.ensemble_size} if depth.ensemble_size > 1 else {}),
+            "threads": self.threads,
+        }
 
 
 class AdherenceTest:
@@ -205,12 +212,12 @@ class AdherenceTest:
         """Estimates the log depth of an image.
 
         Args:
-            image: Whatever `DepthFMPipeline` takes, one.
+            image: One image of any kind that `DepthFMPipeline` takes.
 
         Returns:
             1×1×H×W, float32, on the CPU.
         """
-        return predict_log_depth(self._estimator, image, self.settings.for_prediction()).cpu()
+        return predict_log_depth(self._estimator, image, self.settings.depth).cpu()
 
     def output_size(self, photo_size: tuple[int, int]) -> tuple[int, int]:
         """Height and width of the images that are generated for a photo: rounded down to whole latents.
@@ -244,7 +251,7 @@ class AdherenceTest:
                 as diffusers does, whatever its proportions are.
 
         Returns:
-            The image, H×W×3 in [0, 1], and whether the safety checker has blackened it.
+            The image, H×W×3 in [0, 1], and whether the safety checker has replaced it by a black one.
         """
         settings = self.settings
         height, width = self.output_size((int(own.shape[-2]), int(own.shape[-1])))
@@ -271,7 +278,7 @@ class AdherenceTest:
 
     @torch.no_grad()
     def reconstruct(self, image: torch.Tensor) -> NDArray[np.float32]:
-        """Sends an image through Stable Diffusion's autoencoder and back.
+        """Encodes and decodes an image with Stable Diffusion's autoencoder.
 
         Args:
             image: 1×3×H×W in [0, 1]; resized to its `output_size` first, as its control image is.
@@ -287,7 +294,10 @@ class AdherenceTest:
 
 
 def draw_partners(count: int, seed: int) -> list[int]:
-    """For each of `count` photos another one, each once: neighbours on a random circle.
+    """Draws for each of `count` photos another one, each once: neighbours on a random circle.
+
+    Returns:
+        The number of the other photo, for each photo.
 
     Raises:
         ValueError: If there is one photo only.
@@ -303,13 +313,13 @@ def draw_partners(count: int, seed: int) -> list[int]:
 
 
 def _is_constant(log_depth: NDArray[np.floating]) -> bool:
-    """Whether a map has no more relief than rounding in float32 makes of a constant."""
+    """Returns whether a map differs from a constant by rounding in float32 only."""
     values = log_depth.astype(np.float64)
     return bool(np.ptp(values) <= 8 * np.finfo(np.float32).eps * max(1.0, np.abs(values).max()))
 
 
 def _correlation(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
-    """Pearson's; 0 if one is constant."""
+    """Returns Pearson's correlation; 0 if one map is constant."""
     if np.ptp(first) == 0 or np.ptp(second) == 0:
         return 0.0
     a, b = first - first.mean(), second - second.mean()

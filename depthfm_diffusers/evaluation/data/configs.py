@@ -15,10 +15,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from ..metrics.alignment import (
-    ALIGNMENT_METHODS,
-    ALIGNMENT_SPACES,
-)
+from ..choices import ALIGNMENT_METHODS, ALIGNMENT_SPACES
 from .file_lists import placeholders
 
 BENCHMARK_FOLDER = Path(__file__).parents[1] / "benchmarks"
@@ -54,8 +51,8 @@ class BenchmarkConfig:
             "nyuv2": the same, or the official `nyu_depth_v2_labeled.mat`;
             "pairs": a folder that `depthfm_diffusers.frames.pairs` describes;
             "shards": WebDataset shards that `depthfm_diffusers.frames.shards` describes.
-        alignment: Space in which predictions are aligned to the truth, one of `alignment.ALIGNMENT_SPACES`.
-        alignment_method: How, one of `alignment.ALIGNMENT_METHODS`.
+        alignment: Space in which predictions are aligned to the truth, one of `choices.ALIGNMENT_SPACES`.
+        alignment_method: How, one of `choices.ALIGNMENT_METHODS`.
         images: How many images there must be; `None` takes as many as there are.
         min_depth: Metres; true depth must be above it to count.
         max_depth: Metres; the cap: true depth must be below it to count, and aligned predictions are clipped to it.

@@ -1,4 +1,4 @@
-"""Alignment of an affine-invariant prediction to metric depth, in a named space, by a named method."""
+"""Alignment of an affine-invariant prediction to metric depth by least squares, in a named space."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import torch
 from numpy.typing import NDArray
 
 from ...image_processing import depth_from_log_depth
+from ..choices import ALIGNMENT_SPACES
 from .masks import (
     check_maps,
     per_image,
 )
-from .trimmed_fit import fit_trimmed_absolute
 
-ALIGNMENT_SPACES = ("none", "depth", "log", "disparity")
-ALIGNMENT_METHODS = ("least_squares", "robust")
 MIN_DEPTH = 1e-3
+# Images with fewer valid pixels are not scored: two pixels are fitted exactly by every prediction, a few more almost.
+MIN_VALID_PIXELS = 20
 # Aligned disparity is clipped from below at this, 1/m, before it is inverted: Marigold's evaluation does so.
 MIN_DISPARITY = 1e-3
 
@@ -28,7 +28,8 @@ class Alignment:
 
     Attributes:
         depth: Aligned depth, (..., H, W), metres, float64, within the limits that `align` names.
-        scale: Factor applied to the prediction, in the space of the alignment; shape (...), a scalar for one image.
+        scale: Factor applied to the prediction, in the space of the alignment; shape (...), a scalar for one image. A
+            negative one swaps near and far: the prediction is upside down.
         shift: Offset added after it; likewise.
     """
 
@@ -42,7 +43,6 @@ def align(
     truth: NDArray[np.floating],
     valid: NDArray[np.bool_],
     space: str,
-    method: str = "least_squares",
     max_depth: float | None = None,
 ) -> Alignment:
     """Fits a scale and a shift per image over its valid pixels and applies them to all pixels.
@@ -61,8 +61,6 @@ def align(
         truth: Metric depth, same shape, metres; positive where valid.
         valid: Boolean, same shape.
         space: One of `ALIGNMENT_SPACES`.
-        method: `"least_squares"`; or `"robust"`, least absolute residuals without the largest 20 % (MiDaS's trimmed
-            loss, arXiv 1907.01341), found as `trimmed_fit.fit_trimmed_absolute` says.
         max_depth: Metres; `None` for no limit.
 
     Returns:
@@ -71,12 +69,10 @@ def align(
 
     Raises:
         ValueError: If shapes differ, an image has no valid pixel, a valid pixel is not positive or not finite, or
-            an option is unknown.
+            `space` is unknown.
     """
     if space not in ALIGNMENT_SPACES:
         raise ValueError(f"`space` must be one of {ALIGNMENT_SPACES}, got {space!r}.")
-    if method not in ALIGNMENT_METHODS:
-        raise ValueError(f"`method` must be one of {ALIGNMENT_METHODS}, got {method!r}.")
     if max_depth is not None and not max_depth > MIN_DEPTH:
         raise ValueError(f"`max_depth` must be more than {MIN_DEPTH} m or None, got {max_depth}.")
     check_maps(valid, prediction=prediction, truth=truth)
@@ -87,13 +83,13 @@ def align(
         raise ValueError("`truth` must be positive and finite wherever `valid` is true.")
 
     images = per_image(prediction, truth, valid)
-    fits = [_fit(p[v].astype(np.float64), t[v].astype(np.float64), space, method) for p, t, v in images]
+    fits = [_fit(p[v].astype(np.float64), t[v].astype(np.float64), space) for p, t, v in images]
     scale, shift = (np.array([fit[i] for fit in fits]).reshape(valid.shape[:-2]) for i in (0, 1))
     axes = tuple(range(scale.ndim, valid.ndim))
     with np.errstate(over="ignore", invalid="ignore"):  # of infinities outside the mask, which anything may be
         aligned = np.expand_dims(scale, axes) * prediction.astype(np.float64) + np.expand_dims(shift, axes)
     if space == "log":
-        with np.errstate(over="ignore"):  # an infinite depth outside the mask is clipped, or none of our concern
+        with np.errstate(over="ignore"):  # an infinite depth outside the mask is clipped or not used
             aligned = np.exp(aligned)
     elif space == "disparity":
         aligned = 1 / np.maximum(aligned, MIN_DISPARITY)
@@ -101,7 +97,7 @@ def align(
 
 
 def prediction_in_space(log_depth: NDArray[np.floating], space: str) -> NDArray[np.floating]:
-    """What of a pipeline's output is aligned in a space.
+    """Returns the form of a pipeline's output that is aligned in a space.
 
     Args:
         log_depth: (..., H, W), the pipeline's raw log depth, affine-invariant.
@@ -125,11 +121,11 @@ def prediction_in_space(log_depth: NDArray[np.floating], space: str) -> NDArray[
     return np.exp((-1 if space == "disparity" else 1) * log_depth.astype(np.float64))
 
 
-def _fit(p: NDArray[np.float64], d: NDArray[np.float64], space: str, method: str) -> tuple[float, float]:
+def _fit(p: NDArray[np.float64], d: NDArray[np.float64], space: str) -> tuple[float, float]:
     if space == "none":
         return 1.0, 0.0
     target = {"depth": lambda: d, "log": lambda: np.log(d), "disparity": lambda: 1 / d}[space]()
-    return fit_trimmed_absolute(p, target) if method == "robust" else fit_least_squares(p, target)
+    return fit_least_squares(p, target)
 
 
 def fit_least_squares(p: NDArray[np.float64], target: NDArray[np.float64]) -> tuple[float, float]:

@@ -14,7 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 from ...export.images import colorize_depth
 from ...pipelines.depthfm.pipeline_depthfm import DepthFMPipeline
 from ..data.benchmark_data import BenchmarkData
-from .scoring import (Protocol, predict_sample,)
+from .report import is_scored
+from .scoring import Protocol, predict_sample
 
 EACH = 3
 TILE_WIDTH = 320
@@ -42,7 +43,7 @@ def pick_images(entries: Sequence[Mapping[str, Any]]) -> list[tuple[str, Mapping
     Returns:
         Rank ("best", "median" or "worst") and entry of up to three of each, best first; of a few images, each once.
     """
-    ranked = sorted((entry for entry in entries if entry["valid_pixels"]), key=lambda entry: entry["abs_rel"])
+    ranked = sorted((entry for entry in entries if is_scored(entry)), key=lambda entry: entry["abs_rel"])
     count = len(ranked)
     middle = max(0, count // 2 - EACH // 2)
     starts = {"best": 0, "median": middle, "worst": max(0, count - EACH)}

@@ -1,10 +1,10 @@
-"""The scores of one image: its prediction, and the ceilings, aligned to the truth and measured."""
+"""The scores of one image: its prediction and the upper bounds, aligned to the truth and measured."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from ...pipelines.depthfm.pipeline_depthfm import DepthFMPipeline
 from ...inference.prediction import PredictionSettings, predict_image
-from ..metrics.alignment import (ALIGNMENT_METHODS, ALIGNMENT_SPACES, Alignment, align, prediction_in_space,)
-from .upper_bounds import (ceiling_spaces, true_log_depths,)
+from ..choices import ALIGNMENT_SPACES
+from ..metrics.alignment import MIN_VALID_PIXELS, Alignment, align, prediction_in_space
+from .upper_bounds import true_log_depths, upper_bound_spaces
 from ..data.configs import BenchmarkConfig
 from ..data.open_benchmark import Sample
 from ..metrics.metrics import all_metrics
@@ -25,57 +26,30 @@ class EvaluationSettings:
     """What a model is evaluated with. `None` leaves a value to the benchmark, or else to the model.
 
     Attributes:
-        num_inference_steps: Steps from image to depth; `None` is the model's default.
-        ensemble_size: Members whose log depths are averaged; from 2 on, their spread is scored as well.
-        seed: Seed of the noise, set anew for each image, so that a result does not depend on what else is evaluated.
-        processing_resolution: Longer side in pixels at which the network sees the image, 0 for that of the image;
-            `None` is the benchmark's if it fixes one, otherwise the model's default.
-        batch_size: Ensemble members that go through the network at once.
-        alignment: One of `alignment.ALIGNMENT_SPACES`; `None` is the benchmark's.
-        alignment_method: One of `alignment.ALIGNMENT_METHODS`; `None` is the benchmark's.
-        limit: Evaluate only the first images, this many; `None` is all.
+        prediction: How depth is predicted. A `processing_resolution` of `None` is the benchmark's if it fixes one. Of
+            an ensemble of 2 or more members, the spread is scored as well.
+        alignment: One of `choices.ALIGNMENT_SPACES`.
+        limit: Number of images to evaluate, the first ones; `None` is all.
         threads: Threads of a process on the CPU. Another number changes the last digits of results, as sums are then
-            taken in another order; several processes are the better use of many cores.
+            split otherwise. Several processes use many cores better.
 
     Raises:
         ValueError: If a value is out of its range.
     """
 
-    num_inference_steps: int | None = None
-    ensemble_size: int = 1
-    seed: int = 0
-    processing_resolution: int | None = None
-    batch_size: int = 1
+    prediction: PredictionSettings = field(default_factory=PredictionSettings)
     alignment: str | None = None
-    alignment_method: str | None = None
     limit: int | None = None
     threads: int = 1
 
     def __post_init__(self) -> None:
         """Checks what can be checked before a model is loaded."""
-        self.for_prediction()
-        for name, choices in (("alignment", ALIGNMENT_SPACES), ("alignment_method", ALIGNMENT_METHODS)):
-            value = getattr(self, name)
-            if value is not None and value not in choices:
-                raise ValueError(f"`{name}` must be one of {choices} or None, got {value!r}.")
+        if self.alignment is not None and self.alignment not in ALIGNMENT_SPACES:
+            raise ValueError(f"`alignment` must be one of {ALIGNMENT_SPACES} or None, got {self.alignment!r}.")
         for name in ("limit", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")
-
-    def for_prediction(self) -> PredictionSettings:
-        """The part that `depthfm predict` has as well.
-
-        Raises:
-            ValueError: If a value is out of its range.
-        """
-        return PredictionSettings(
-            num_inference_steps=self.num_inference_steps,
-            ensemble_size=self.ensemble_size,
-            seed=self.seed,
-            processing_resolution=self.processing_resolution,
-            batch_size=self.batch_size,
-        )
 
 
 @dataclass(frozen=True)
@@ -83,43 +57,22 @@ class Protocol:
     """How images are predicted and scored, every default filled in.
 
     Attributes:
-        num_inference_steps: Steps from image to depth.
-        ensemble_size: Members whose log depths are averaged.
-        seed: Seed of each image's noise.
-        processing_resolution: Longer side in pixels that the network sees, 0 for the image's own.
-        batch_size: Ensemble members that go through the network at once.
+        prediction: How depth is predicted.
         alignment: Space of the alignment.
-        alignment_method: Method of the alignment.
         max_depth: Metres; aligned depth is clipped to it. `None`: not from above.
     """
 
-    num_inference_steps: int
-    ensemble_size: int
-    seed: int
-    processing_resolution: int
-    batch_size: int
+    prediction: PredictionSettings
     alignment: str
-    alignment_method: str
     max_depth: float | None
 
     @classmethod
     def resolve(cls, settings: EvaluationSettings, config: BenchmarkConfig, pipe: DepthFMPipeline) -> Protocol:
         """Fills in what settings leave to the benchmark and to the model."""
-        resolution = settings.processing_resolution
-        if resolution is None:
-            resolution = config.processing_resolution
-        if resolution is None:
-            resolution = pipe.default_processing_resolution
-        return cls(
-            num_inference_steps=settings.num_inference_steps or pipe.default_num_inference_steps,
-            ensemble_size=settings.ensemble_size,
-            seed=settings.seed,
-            processing_resolution=resolution,
-            batch_size=settings.batch_size,
-            alignment=settings.alignment or config.alignment,
-            alignment_method=settings.alignment_method or config.alignment_method,
-            max_depth=config.max_depth,
-        )
+        prediction = settings.prediction
+        if prediction.processing_resolution is None:
+            prediction = replace(prediction, processing_resolution=config.processing_resolution)
+        return cls(prediction.resolve(pipe), settings.alignment or config.alignment, config.max_depth)
 
 
 def predict_sample(
@@ -135,14 +88,7 @@ def predict_sample(
     Returns:
         The prediction in metres, H×W, and the uncertainty of an ensemble, H×W.
     """
-    settings = PredictionSettings(
-        protocol.num_inference_steps,
-        protocol.ensemble_size,
-        protocol.seed,
-        protocol.processing_resolution,
-        protocol.batch_size,
-    )
-    found = predict_image(pipe, sample.image, settings, output_uncertainty=protocol.ensemble_size > 1)
+    found = predict_image(pipe, sample.image, protocol.prediction, protocol.prediction.ensemble_size > 1)
     in_space = found.depth if protocol.alignment == "depth" else prediction_in_space(found.log_depth, protocol.alignment)
     return _align(in_space, sample, protocol), found.uncertainty
 
@@ -156,34 +102,32 @@ def score_sample(pipe: DepthFMPipeline, sample: Sample, protocol: Protocol) -> d
         protocol: How.
 
     Returns:
-        What JSON can hold: `key`, `valid_pixels`; and if there are any, `scale` and `shift` of the alignment, the
-        values of `metrics.all_metrics` (`None` where one is not defined), `ceilings` with those of each ceiling, and
-        of an ensemble `ause` and `uncertainty_rank_correlation`, for the absolute relative error of each pixel.
+        What JSON can hold: `key`, `valid_pixels`; and if these are at least `MIN_VALID_PIXELS`, `scale` and `shift` of
+        the alignment, the values of `metrics.all_metrics` (`None` where one is not defined), `ceilings` with those of
+        each upper bound, and of an ensemble `ause` and `uncertainty_rank_correlation`, for the absolute relative error
+        of each pixel.
     """
     entry: dict[str, Any] = {"key": sample.key, "valid_pixels": int(sample.valid.sum())}
-    if not sample.valid.any():
+    if entry["valid_pixels"] < MIN_VALID_PIXELS:
         return entry
     aligned, uncertainty = predict_sample(pipe, sample, protocol)
     entry |= {"scale": float(aligned.scale), "shift": float(aligned.shift)}
     entry |= _measure(aligned.depth, sample)
     if uncertainty is not None:
         entry |= _score_uncertainty(uncertainty, aligned.depth, sample)
-    entry["ceilings"] = score_ceilings(pipe, sample, protocol)
+    entry["ceilings"] = score_upper_bounds(pipe, sample, protocol)
     return entry
 
 
-def score_ceilings(pipe: DepthFMPipeline, sample: Sample, protocol: Protocol) -> dict[str, dict[str, float | None]]:
-    """The measures of the true depth after each part of its way through the model, see `ceilings`."""
-    log_depths = dict(
-        zip(
-            ("normalized", "autoencoded"),
-            true_log_depths(pipe, sample.depth, protocol.max_depth, protocol.processing_resolution),
-            strict=True,
-        )
-    )
-    log_depths["output"] = log_depths["autoencoded"]
+def score_upper_bounds(
+    pipe: DepthFMPipeline, sample: Sample, protocol: Protocol
+) -> dict[str, dict[str, float | None]]:
+    """Returns the measures of each upper bound, see `upper_bounds`."""
+    resolution = protocol.prediction.processing_resolution
+    normalized, autoencoded = true_log_depths(pipe, sample.depth, protocol.max_depth, resolution)
+    log_depths = {"normalized": normalized, "autoencoded": autoencoded, "output": autoencoded}
     scores = {}
-    for name, space in ceiling_spaces(protocol.alignment).items():
+    for name, space in upper_bound_spaces(protocol.alignment).items():
         prediction = prediction_in_space(log_depths[name], space)
         aligned = _align(prediction, sample, replace(protocol, alignment=space))
         scores[name] = _measure(aligned.depth, sample)
@@ -191,9 +135,7 @@ def score_ceilings(pipe: DepthFMPipeline, sample: Sample, protocol: Protocol) ->
 
 
 def _align(prediction: NDArray[np.floating], sample: Sample, protocol: Protocol) -> Alignment:
-    return align(
-        prediction, sample.depth, sample.valid, protocol.alignment, protocol.alignment_method, protocol.max_depth
-    )
+    return align(prediction, sample.depth, sample.valid, protocol.alignment, protocol.max_depth)
 
 
 def _measure(depth: NDArray[np.float64], sample: Sample) -> dict[str, float | None]:
@@ -214,5 +156,5 @@ def _score_uncertainty(
 
 
 def _for_json(values: Mapping[str, Any]) -> dict[str, float | None]:
-    """Python's floats, and `None` for what is not defined: JSON has no NaN."""
+    """Returns Python's floats, and `None` for what is not defined: JSON has no NaN."""
     return {name: float(value) if math.isfinite(value) else None for name, value in values.items()}

@@ -1,13 +1,13 @@
-"""What the way of a depth map through the model costs, without the model: the true depth sent along that way.
+"""Upper bounds of a model's scores: the true depth itself, represented as the model represents depth.
 
-Three ceilings, one after the other, each scored as a prediction would be:
+Three upper bounds, each scored as a prediction would be:
 
 1. `normalized`: the true depth's normalised log depth, 2 % and 98 % quantiles, clipped to [-1, 1]; aligned in log.
-2. `autoencoded`: the same through the autoencoder, at the size at which images are processed; aligned in log.
-3. `output`: the same in the output convention, as the pipeline hands it out, aligned in the benchmark's space. In
-   `depth` that is exp and min-max (`DepthFMOutput.prediction`), in `disparity` exp of the negative. In `log` it would
-   be (2) again and in `none` it would mean nothing, as a normalised depth is not in metres: there the row has exp and
-   min-max aligned in depth, what whoever uses `prediction` pays.
+2. `autoencoded`: the same, encoded and decoded at the size at which images are processed; aligned in log.
+3. `output`: the same in the form in which the pipeline returns it, aligned in the benchmark's space. In `depth` that
+   is exp and min-max (`DepthFMOutput.prediction`), in `disparity` exp of the negative. In `log` it would equal (2),
+   and in `none` it would have no meaning, as a normalised depth is not in metres: for these two spaces it is exp and
+   min-max aligned in depth, which shows what is lost by using `prediction` instead of the log depth.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from ...depth_normalization import (DepthNormalization, normalize_log_depth,)
 from ...image_processing import (process_image, resize, unpad,)
 from ...pipelines.depthfm.pipeline_depthfm import DepthFMPipeline
 
-CEILINGS = ("normalized", "autoencoded", "output")
+UPPER_BOUNDS = ("normalized", "autoencoded", "output")
 
 
-def ceiling_spaces(space: str) -> dict[str, str]:
-    """The space in which each ceiling is aligned, for a benchmark that aligns predictions in `space`."""
+def upper_bound_spaces(space: str) -> dict[str, str]:
+    """Returns the space in which each upper bound is aligned, if predictions are aligned in `space`."""
     return {
         "normalized": "log",
         "autoencoded": "log",
@@ -35,22 +35,25 @@ def ceiling_spaces(space: str) -> dict[str, str]:
 
 @torch.no_grad()
 def true_log_depths(
-    pipe: DepthFMPipeline, depth: NDArray[np.float32], max_depth: float | None, processing_resolution: int
+    pipe: DepthFMPipeline, depth: NDArray[np.float32], max_depth: float | None, processing_resolution: int | None
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """The true depth in the form of the pipeline's `log_depth`: normalised, and after the autoencoder as well.
+    """Brings the true depth into the form of the pipeline's `log_depth`: normalised, and also autoencoded.
 
-    The quantiles are those of all known depths up to `max_depth`. The autoencoder must not pay for holes, which no
-    model has to reproduce: they are filled from the pixels around them first.
+    The quantiles are those of all known depths up to `max_depth`. Holes are filled from the pixels around them before
+    the autoencoder: no model has to reproduce their edges.
 
     Args:
         pipe: The pipeline, for its autoencoder.
         depth: H×W, metres, 0 where not known.
         max_depth: Metres; deeper pixels are holes. `None`: no limit.
-        processing_resolution: Longer side in pixels at which the autoencoder sees the map, 0 for its own.
+        processing_resolution: Longer side in pixels at which the autoencoder sees the map, 0 for its own; `None`: the
+            model's default.
 
     Returns:
-        Two maps H×W, float32: normalised in [-1, 1], and what the autoencoder makes of it.
+        Two maps H×W, float32: normalised in [-1, 1]; and the same, encoded and decoded.
     """
+    if processing_resolution is None:
+        processing_resolution = pipe.default_processing_resolution
     normalized = normalize_log_depth(torch.from_numpy(depth)[None], DepthNormalization(cap=max_depth))
     filled = fill_holes(normalized.values, normalized.known)
     # As the pipeline does with an image: resized, then padded. It takes [0, 1] and gives [-1, 1].

@@ -19,20 +19,18 @@ from PIL import Image
 
 from depthfm_diffusers import DepthFMControlNetPipeline
 from depthfm_diffusers.evaluation import depth_adherence
-from depthfm_diffusers.evaluation.adherence import report as adherence_report
 from depthfm_diffusers.evaluation.adherence.images import PromptedImage
 from depthfm_diffusers.evaluation.adherence.measures import (
-    CONDITIONS,
     AdherenceSettings,
     AdherenceTest,
     aligned_depths,
     draw_partners,
 )
-from depthfm_diffusers.evaluation.adherence.run import (
-    format_adherence,
-    run_adherence,
-)
+from depthfm_diffusers.evaluation.adherence.report import build_adherence_report, format_adherence
+from depthfm_diffusers.evaluation.adherence.run import run_adherence
+from depthfm_diffusers.evaluation.choices import CONDITIONS
 from depthfm_diffusers.image_processing import load_images
+from depthfm_diffusers.inference.prediction import PredictionSettings
 
 FAST = {"num_inference_steps": 2, "guidance_scale": 2.0}
 
@@ -173,8 +171,13 @@ def images(tmp_path) -> list[PromptedImage]:
     return found
 
 
+def settings_of(seed: int = 0, depth_num_inference_steps: int | None = None, **settings) -> AdherenceSettings:
+    depth = PredictionSettings(num_inference_steps=depth_num_inference_steps, seed=seed)
+    return AdherenceSettings(**{**FAST, **settings}, depth=depth)
+
+
 def run(pipe, images, output, **settings):
-    return run_adherence(pipe, images, AdherenceSettings(**{**FAST, **settings}), output, {"base": "tiny"})
+    return run_adherence(pipe, images, settings_of(**settings), output, {"base": "tiny"})
 
 
 def without_times(path) -> dict:
@@ -288,7 +291,7 @@ def test_a_stopped_run_goes_on(pipe, images, tmp_path):
 
 def test_conditions_are_what_they_say(pipe):
     """With: as the pipeline makes it of that depth. Without: Stable Diffusion alone, of the same noise. To the bit."""
-    test = AdherenceTest(pipe, AdherenceSettings(**FAST, seed=5))
+    test = AdherenceTest(pipe, settings_of(seed=5))
     own, other = test.log_depth(build_image(0)), test.log_depth(build_image(4))
     arguments = {"num_inference_steps": 2, "guidance_scale": 2.0, "output_type": "np"}
 
@@ -353,7 +356,7 @@ def test_conditions_can_be_left_out(pipe, images, tmp_path):
 )
 def test_bad_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        AdherenceSettings(**settings)
+        settings_of(**settings)
 
 
 def test_bad_images_are_refused(pipe, images, tmp_path):
@@ -382,7 +385,7 @@ def _entry(depth: float | None, none: float | None) -> dict:
 def test_report_of_known_entries():
     entries = [_entry(0.1, 0.3), _entry(0.2, 0.2), _entry(0.4, 0.1), _entry(None, None)]
     entries[0]["flagged"]["depth"] = True
-    report = adherence_report.build_adherence_report(entries, ["depth", "none"])
+    report = build_adherence_report(entries, ["depth", "none"])
     assert report["mean"]["depth"]["abs_rel"] == pytest.approx(0.7 / 3)
     assert report["counts"]["depth"] == {"abs_rel": 3, "delta1": 4, "boundary_f1": 0, "correlation": 4}
     assert report["mean"]["depth"]["boundary_f1"] is None
@@ -398,6 +401,6 @@ def test_report_of_known_entries():
 
 def test_report_without_any_score():
     entries = [_entry(None, None)]
-    report = adherence_report.build_adherence_report(entries, ["depth", "none"])
+    report = build_adherence_report(entries, ["depth", "none"])
     assert report["paired"]["none"] == {"images": 0, "better": None, "abs_rel_difference": None, "interval": None}
     assert "generated with its depth" in format_adherence(report | {"per_image": entries})

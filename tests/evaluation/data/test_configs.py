@@ -114,7 +114,7 @@ def test_unknown_names_and_files(tmp_path):
         ('reader = "zip"', r"`reader` must be one of listed, nyuv2, pairs, shards, got 'zip'"),
         ('reader = "nyuv2"', r"`file_list` is missing: the reader 'nyuv2'"),
         ('alignment = "metric"', r"`alignment` must be one of .*log.*got 'metric'"),
-        ('alignment_method = "l1"', r"`alignment_method` must be one of least_squares, robust, got 'l1'"),
+        ('alignment_method = "l1"', r"`alignment_method` must be one of least_squares, got 'l1'"),
         ('crop = "eigen"', r"`crop` must be one of none, nyu-eigen, kitti-eigen, garg, got 'eigen'"),
         ("crop = [1, 2, 3]", r"`crop` must be text or an array of 4 whole numbers"),
         ("crop = [2, 2, 3, 4]", r"`crop` must be top < bottom"),

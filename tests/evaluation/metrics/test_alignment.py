@@ -1,4 +1,4 @@
-"""Alignment: golden values, exact recovery, the robust fit against outliers, limits, refusals."""
+"""Alignment: golden values, exact recovery, limits, refusals."""
 
 from __future__ import annotations
 
@@ -12,17 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from depthfm_diffusers.evaluation import align, prediction_in_space
-from depthfm_diffusers.evaluation.metrics.alignment import fit_least_squares
-from depthfm_diffusers.evaluation.metrics.trimmed_fit import (
-    _objective,
-    fit_trimmed_absolute,
-)
 from depthfm_diffusers.image_processing import depth_from_log_depth
 
 INTO = {"depth": lambda d: d, "log": np.log, "disparity": lambda d: 1 / d}
 
 spaces = st.sampled_from(sorted(INTO))
-methods = st.sampled_from(["least_squares", "robust"])
 seeds = st.integers(0, 99)
 
 
@@ -38,55 +32,22 @@ def test_golden_parameters(space, flip):
     assert alignment.depth.max() <= 40
 
 
-@given(scale=st.floats(0.1, 10), shift=st.floats(-3, 3), space=spaces, method=methods, seed=seeds)
+@given(scale=st.floats(0.1, 10), shift=st.floats(-3, 3), space=spaces, seed=seeds)
 @settings(deadline=None, max_examples=60)
-def test_affine_predictions_align_exactly(scale, shift, space, method, seed):
+def test_affine_predictions_align_exactly(scale, shift, space, seed):
     truth = np.random.default_rng(seed).uniform(0.5, 20, (6, 7))
     valid = np.ones_like(truth, dtype=bool)
-    aligned = align((INTO[space](truth) - shift) / scale, truth, valid, space, method)
+    aligned = align((INTO[space](truth) - shift) / scale, truth, valid, space)
     np.testing.assert_allclose(aligned.depth, truth, rtol=1e-6)
     assert aligned.scale == pytest.approx(scale, rel=1e-6)
     assert aligned.shift == pytest.approx(shift, abs=1e-5)
 
 
-@given(share=st.floats(0, 0.18), seed=st.integers(0, 999), side=st.sampled_from([-1, 1]))
-@settings(deadline=None, max_examples=60)
-def test_gross_outliers_do_not_move_the_robust_fit(share, seed, side):
-    """Up to 18 % of the pixels, all wrong in the same direction; least squares is off by far."""
-    rng = np.random.default_rng(seed)
-    p = rng.uniform(0, 1, 2000)
-    target = 3 * p + 1
-    wrong = rng.permutation(2000)[: int(share * 2000)]
-    target[wrong] += side * rng.uniform(20, 100, len(wrong))
-    assert fit_trimmed_absolute(p, target) == pytest.approx((3, 1), abs=1e-6)
-    if share > 0.05:
-        assert fit_least_squares(p, target) != pytest.approx((3, 1), abs=0.5)
-
-
-@given(seed=st.integers(0, 999), size=st.integers(1, 300))
-@settings(deadline=None, max_examples=100)
-def test_robust_fit_is_never_worse_than_least_squares_in_its_own_objective(seed, size):
-    rng = np.random.default_rng(seed)
-    p, target = rng.standard_normal(size), rng.standard_cauchy(size)
-    robust, squares = fit_trimmed_absolute(p, target), fit_least_squares(p, target)
-    assert _objective(p, target, robust) <= _objective(p, target, squares) * (1 + 1e-9)
-
-
-def test_robust_fit_is_as_good_as_a_search_over_a_grid():
-    rng = np.random.default_rng(0)
-    p = rng.uniform(0, 1, 200)
-    target = 2 * p + 0.5 + rng.standard_t(2, 200) * 0.2
-    grid = [(s, b) for s in np.linspace(0, 4, 161) for b in np.linspace(-1, 2, 121)]
-    best = min(_objective(p, target, line) for line in grid)
-    assert _objective(p, target, fit_trimmed_absolute(p, target)) <= best * 1.001
-
-
 def test_constant_prediction_gets_the_best_constant():
     truth = np.array([[1.0, 3.0, 3.0, 4.0, 9.0]])
-    for method, constant in (("least_squares", 4.0), ("robust", 3.0)):
-        aligned = align(np.full((1, 5), 7.0), truth, truth > 0, "depth", method)
-        assert aligned.scale == 0
-        assert aligned.depth.tolist() == [[constant] * 5]
+    aligned = align(np.full((1, 5), 7.0), truth, truth > 0, "depth")
+    assert aligned.scale == 0
+    assert aligned.depth.tolist() == [[4.0] * 5]
 
 
 def test_invalid_pixels_do_not_count_and_depth_is_clipped():
@@ -107,16 +68,15 @@ def test_metres_are_only_clipped():
     assert (aligned.depth.tolist(), aligned.scale, aligned.shift) == ([[3.0, 80.0]], 1, 0)
 
 
-@pytest.mark.parametrize("method", ["least_squares", "robust"])
 @pytest.mark.parametrize("space", ["none", *INTO])
-def test_a_batch_is_aligned_image_by_image(space, method):
+def test_a_batch_is_aligned_image_by_image(space):
     rng = np.random.default_rng(0)
     prediction, truth = rng.uniform(0.1, 1, (2, 3, 5, 6)), rng.uniform(1, 9, (2, 3, 5, 6))
     valid = rng.random(truth.shape) < 0.8
-    together = align(prediction, truth, valid, space, method)
+    together = align(prediction, truth, valid, space)
     assert together.scale.shape == together.shift.shape == (2, 3)
     for index in np.ndindex(2, 3):
-        one = align(prediction[index], truth[index], valid[index], space, method)
+        one = align(prediction[index], truth[index], valid[index], space)
         assert np.array_equal(one.depth, together.depth[index])
         assert (one.scale, one.shift) == (together.scale[index], together.shift[index])
 
@@ -138,8 +98,6 @@ def test_refusals():
     yes = np.ones((2, 2), dtype=bool)
     with pytest.raises(ValueError, match="`space` must be one of"):
         align(one, one, yes, "metric")
-    with pytest.raises(ValueError, match="`method` must be one of"):
-        align(one, one, yes, "depth", "median")
     with pytest.raises(ValueError, match="`max_depth` must be"):
         align(one, one, yes, "depth", max_depth=0)
     with pytest.raises(ValueError, match="one shape"):
@@ -156,69 +114,38 @@ def test_refusals():
         align(one * np.nan, one, yes, "depth")
 
 
-@given(number=st.integers(1, 60), value=st.floats(-1e3, 1e3), method=methods)
+@given(number=st.integers(1, 60), value=st.floats(-1e3, 1e3))
 @settings(deadline=None)
-def test_any_constant_prediction_has_scale_zero(number, value, method):
+def test_any_constant_prediction_has_scale_zero(number, value):
     """The mean of equal numbers may differ from them in its last digit: that is no variance to divide by."""
     truth = np.random.default_rng(number).uniform(1, 10, (1, number))
-    aligned = align(np.full((1, number), value), truth, truth > 0, "depth", method)
+    aligned = align(np.full((1, number), value), truth, truth > 0, "depth")
     assert aligned.scale == 0
     assert np.ptp(aligned.depth) == 0
-    if method == "least_squares":
-        assert aligned.shift == pytest.approx(truth.mean())
+    assert aligned.shift == pytest.approx(truth.mean())
 
 
-@given(st.lists(st.integers(-20, 20), min_size=1, max_size=25))
-@settings(deadline=None)
-def test_the_robust_constant_is_the_best_one(values):
-    target = np.array(values, dtype=np.float64)
-    constant = fit_trimmed_absolute(np.ones(len(target)), target)
-    assert constant[0] == 0
-    # A best constant is always among the values.
-    best = min(_objective(target, target, (0.0, float(other))) for other in target)
-    assert _objective(target, target, constant) == pytest.approx(best, abs=1e-12)
-
-
-@given(kind=st.sampled_from(["truth", "prediction", "other line"]), size=st.integers(20, 6000), seed=seeds)
+@given(scale=st.floats(0.01, 100), shift=st.floats(-10, 10), space=spaces, seed=seeds)
 @settings(deadline=None, max_examples=60)
-def test_robust_fit_recovers_the_line_from_under_outliers_of_any_kind(kind, size, seed):
-    """15 % of the pixels: wrong truth, wrong prediction (a lever on least squares), or all on one other line."""
-    rng = np.random.default_rng(seed)
-    scale, shift = float(rng.choice([-1, 1]) * rng.uniform(0.1, 10)), float(rng.uniform(-5, 5))
-    p = rng.uniform(0, 1, size)
-    target = scale * p + shift
-    wrong = rng.permutation(size)[: int(0.15 * size)]
-    if kind == "truth":
-        target[wrong] += rng.choice([-1, 1], len(wrong)) * rng.uniform(10, 1e4, len(wrong))
-    elif kind == "prediction":
-        p[wrong] = rng.uniform(50, 1000, len(wrong))
-    else:
-        target[wrong] = 40 - 5 * scale * p[wrong]
-    assert fit_trimmed_absolute(p, target) == pytest.approx((scale, shift), rel=1e-9, abs=1e-9)
-
-
-@given(scale=st.floats(0.01, 100), shift=st.floats(-10, 10), space=spaces, method=methods, seed=seeds)
-@settings(deadline=None, max_examples=60)
-def test_scale_and_shift_of_the_prediction_do_not_matter(scale, shift, space, method, seed):
+def test_scale_and_shift_of_the_prediction_do_not_matter(scale, shift, space, seed):
     rng = np.random.default_rng(seed)
     truth = rng.uniform(1, 9, (6, 7))
     prediction = INTO[space](truth) + rng.normal(0, 0.05, truth.shape)
     valid = rng.random(truth.shape) < 0.8
     valid[0, 0] = True
-    aligned = align(prediction, truth, valid, space, method, max_depth=10)
-    changed = align(scale * prediction + shift, truth, valid, space, method, max_depth=10)
+    aligned = align(prediction, truth, valid, space, max_depth=10)
+    changed = align(scale * prediction + shift, truth, valid, space, max_depth=10)
     assert changed.scale * scale == pytest.approx(aligned.scale, rel=1e-5, abs=1e-9)
     np.testing.assert_allclose(changed.depth, aligned.depth, rtol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["least_squares", "robust"])
 @pytest.mark.parametrize("space", ["none", *INTO])
 @pytest.mark.parametrize("junk", [np.nan, np.inf, -np.inf, 1e308])
-def test_nothing_outside_the_mask_matters_or_warns(space, method, junk):
+def test_nothing_outside_the_mask_matters_or_warns(space, junk):
     truth = np.array([[1.0, 2.0, 4.0, 0.0]])
     for inside in ([0.5, 0.6, 0.9], [0.1, 0.1, 0.1]):
         clean, dirty = (np.array([[*inside, last]]) for last in (0.5, junk))
-        expected, aligned = (align(p, truth, truth > 0, space, method, max_depth=10) for p in (clean, dirty))
+        expected, aligned = (align(p, truth, truth > 0, space, max_depth=10) for p in (clean, dirty))
         assert (aligned.scale, aligned.shift) == (expected.scale, expected.shift)
         assert np.array_equal(aligned.depth[:, :3], expected.depth[:, :3])
 

@@ -23,13 +23,17 @@ from helpers.shards import (png, sloping_frame, write_pairs, write_shard,)
 from depthfm_diffusers import DepthFMPipeline, cli
 from depthfm_diffusers.commands import evaluate as evaluate_command
 from depthfm_diffusers.commands import terminal
-from depthfm_diffusers.evaluation.runs import benchmark
+from depthfm_diffusers.evaluation.metrics.alignment import prediction_in_space
+from depthfm_diffusers.evaluation.runs import benchmark, scoring
+from depthfm_diffusers.evaluation.runs.report import format_report
+from depthfm_diffusers.inference.prediction import Prediction
 from depthfm_diffusers.evaluation.metrics.alignment import align
 from depthfm_diffusers.evaluation.data.configs import (benchmark_names, load_benchmark,)
 from depthfm_diffusers.evaluation.data.open_benchmark import open_benchmark
 from depthfm_diffusers.evaluation.metrics.metrics import all_metrics
-from depthfm_diffusers.evaluation.runs.result_files import partial_folder
+from depthfm_diffusers.evaluation.runs.resumable_run import partial_folder
 from depthfm_diffusers.evaluation.runs.scoring import EvaluationSettings
+from depthfm_diffusers.inference.prediction import PredictionSettings
 
 IMAGES = 5
 NAMES = {"abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "silog", "i_rmse", "delta1", "delta2", "delta3"}
@@ -72,10 +76,11 @@ def call(model, pairs, tmp_path):
     pipe = DepthFMPipeline.from_pretrained(model)
     pipe.set_progress_bar_config(disable=True)
 
-    def run(output: Path, on_progress=None, **settings):
+    def run(output: Path, on_progress=None, seed: int = 0, **settings):
         data = open_benchmark(load_benchmark("pairs"), pairs)
+        settings = EvaluationSettings(PredictionSettings(seed=seed), **settings)
         return benchmark.run_evaluation(
-            pipe, data, EvaluationSettings(**settings), output, {"name": "m", "sha256": "0"}, on_progress=on_progress
+            pipe, data, settings, output, {"name": "m", "sha256": "0"}, on_progress=on_progress
         )
 
     return run
@@ -167,11 +172,10 @@ def test_an_image_does_not_depend_on_the_others(evaluate, tmp_path):
 
 
 @pytest.mark.parametrize("space", ["none", "depth", "disparity"])
-@pytest.mark.parametrize("method", ["least_squares", "robust"])
-def test_alignments(evaluate, tmp_path, space, method):
-    assert evaluate("--limit", 2, "--alignment", space, "--alignment-method", method) == 0
+def test_alignments(evaluate, tmp_path, space):
+    assert evaluate("--limit", 2, "--alignment", space) == 0
     report = read(tmp_path / "report.json")
-    assert (report["settings"]["alignment"], report["settings"]["alignment_method"]) == (space, method)
+    assert (report["settings"]["alignment"], report["settings"]["alignment_method"]) == (space, "least_squares")
     spaces = {name: ceiling["space"] for name, ceiling in report["ceilings"].items()}
     assert spaces == {"normalized": "log", "autoencoded": "log", "output": "depth" if space == "none" else space}
     if space == "none":
@@ -195,6 +199,59 @@ def test_images_without_depth_are_named_and_not_scored(evaluate, tmp_path, capsy
     assert (report["images"], report["images_without_depth"]) == (2, ["frame0001"])
     assert report["per_image"][1] == {"key": "frame0001", "valid_pixels": 0}
     assert "1 more without a valid pixel are not scored, the first is frame0001" in capsys.readouterr().out
+
+
+def frame_with_valid_pixels(number: int) -> dict[str, bytes]:
+    """A frame of which only a few pixels, of different depths, are known."""
+    depth = np.zeros((48, 64), np.uint16)
+    depth[20, :number] = np.linspace(1000, 5000, number)
+    return {**sloping_frame(1), "depth.png": png(depth)}
+
+
+def test_images_with_few_valid_pixels_are_named_and_not_scored(evaluate, tmp_path, capsys):
+    """Two pixels are fitted exactly by any prediction."""
+    frames = [sloping_frame(0), *(frame_with_valid_pixels(number) for number in (2, 19, 20))]
+    assert evaluate(root=write_pairs(tmp_path / "few", frames)) == 0
+    report = read(tmp_path / "report.json")
+    assert (report["images"], report["images_without_depth"]) == (2, [])
+    assert report["images_with_few_pixels"] == ["frame0001", "frame0002"]
+    assert report["per_image"][1:3] == [
+        {"key": "frame0001", "valid_pixels": 2},
+        {"key": "frame0002", "valid_pixels": 19},
+    ]
+    assert report["counts"]["abs_rel"] == 2
+    printed = capsys.readouterr().out
+    assert "2 more with fewer than 20 valid pixels are not scored, the first is frame0001" in printed
+
+
+def test_only_images_with_few_valid_pixels_are_an_error(evaluate, tmp_path, capsys):
+    assert evaluate(root=write_pairs(tmp_path / "few", [frame_with_valid_pixels(2)])) == 1
+    assert "None of the 1 images has 20 valid pixels" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("space", ["none", "depth", "log", "disparity"])
+def test_predictions_that_are_upside_down_are_named(pipe, tmp_path, space, monkeypatch):
+    """Near and far swapped, they are perfect in log after a negative scale: the scores stay, and the report says it."""
+    root = write_pairs(tmp_path / "pairs", [sloping_frame(number) for number in range(3)])
+    data = open_benchmark(load_benchmark("pairs"), root)
+    swapped = data.keys[1]
+
+    def predict(pipe, image, settings, output_uncertainty):
+        (sample,) = (one for one in data if np.array_equal(one.image, image))
+        log_depth = np.log(np.where(sample.valid, sample.depth, 1)) * (-1 if sample.key == swapped else 1)
+        return Prediction(prediction_in_space(log_depth, "depth"), log_depth)
+
+    monkeypatch.setattr(scoring, "predict_image", predict)
+    settings = EvaluationSettings(alignment=space)
+    report = benchmark.run_evaluation(pipe, data, settings, tmp_path / "r.json", {"name": "m", "sha256": "0"})
+    assert report["images"] == 3
+    assert report["images_upside_down"] == ([] if space == "none" else [swapped])
+    assert ("1 predictions have near and far swapped, the first is frame0001" in format_report(report)) == (
+        space != "none"
+    )
+    if space == "log":
+        assert report["per_image"][1]["scale"] == pytest.approx(-1, abs=1e-5)
+        assert report["per_image"][1]["abs_rel"] == pytest.approx(0, abs=1e-5)
 
 
 def test_no_image_with_depth_is_an_error(evaluate, tmp_path, capsys):
@@ -388,7 +445,7 @@ def test_a_damaged_image_is_named_and_the_rest_is_kept(evaluate, tmp_path, capsy
 
 @pytest.mark.parametrize(
     "fields",
-    [{"threads": 0}, {"limit": 0}, {"alignment": "metric"}, {"alignment_method": "best"}, {"ensemble_size": 0}],
+    [{"threads": 0}, {"limit": 0}, {"alignment": "metric"}],
 )
 def test_bad_settings_are_refused(fields):
     with pytest.raises(ValueError, match=next(iter(fields))):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from depthfm_diffusers.evaluation.runs.contact_sheet import (contact_sheet, pick_images,)
-from depthfm_diffusers.evaluation.runs.report import (bootstrap_interval, build_report, format_report,)
+from depthfm_diffusers.evaluation.runs.means import bootstrap_interval
+from depthfm_diffusers.evaluation.runs.report import build_report, format_report
 from depthfm_diffusers.evaluation.runs.scoring import (EvaluationSettings, Protocol,)
 
 DESCRIBED = {
@@ -27,21 +28,20 @@ def entry(key: str, abs_rel: float, boundary_f1: float | None = 0.5) -> dict:
     ceilings = {name: {"abs_rel": factor * abs_rel} for name, factor in CEILINGS.items()}
     return {
         "key": key,
-        "valid_pixels": 9,
+        "valid_pixels": 900,
         "scale": 1.0,
         "shift": 0.0,
         **measures,
         "ceilings": ceilings,
-        "seconds": 2.0,
     }
 
 
 CEILINGS = {"normalized": 0.1, "autoencoded": 0.2, "output": 0.4}
-EMPTY = {"key": "empty", "valid_pixels": 0, "seconds": 1.0}
+EMPTY = {"key": "empty", "valid_pixels": 0}
 
 
 def test_means_are_over_the_images_where_a_measure_is_defined():
-    report = build_report(DESCRIBED, [entry("a", 0.1, 0.3), EMPTY, entry("b", 0.2, None), entry("c", 0.6, 0.5)], {})
+    report = build_report(DESCRIBED, [entry("a", 0.1, 0.3), EMPTY, entry("b", 0.2, None), entry("c", 0.6, 0.5)])
     assert (report["images"], report["images_without_depth"]) == (3, ["empty"])
     assert report["mean"] == pytest.approx({"abs_rel": 0.3, "delta1": 0.7, "boundary_f1": 0.4})
     assert report["counts"] == {"abs_rel": 3, "delta1": 3, "boundary_f1": 2}
@@ -52,19 +52,17 @@ def test_means_are_over_the_images_where_a_measure_is_defined():
         "autoencoded": "log",
         "output": "depth",
     }
-    assert report["time"] == {"seconds": 7.0}
-    assert all("seconds" not in one for one in report["per_image"])
 
 
 def test_a_measure_that_is_defined_nowhere_is_null():
-    report = build_report(DESCRIBED, [entry("a", 0.1, None)], {})
+    report = build_report(DESCRIBED, [entry("a", 0.1, None)])
     assert (report["mean"]["boundary_f1"], report["interval"]["boundary_f1"]) == (None, None)
     assert "(defined for 0 images)" in format_report(report)
 
 
 def test_nothing_to_score_is_an_error():
     with pytest.raises(ValueError, match="None of the 1 images has a valid pixel"):
-        build_report(DESCRIBED, [EMPTY], {})
+        build_report(DESCRIBED, [EMPTY])
 
 
 def test_interval_is_that_of_the_normal_distribution_for_many_images():
@@ -83,7 +81,7 @@ def test_interval_of_few_values():
 
 
 def test_table():
-    report = build_report(DESCRIBED, [entry("a", 0.1), entry("b", 0.5), EMPTY], {})
+    report = build_report(DESCRIBED, [entry("a", 0.1), entry("b", 0.5), EMPTY])
     lines = format_report(report).splitlines()
     assert lines[0] == "Toys: 2 images, each aligned in depth by least squares"
     assert lines[1] == "1 more without a valid pixel are not scored, the first is empty"

@@ -28,6 +28,8 @@ from depthfm_diffusers.inference.synthesis_inputs import SynthesisSources
 from depthfm_diffusers.inference.synthesis_settings import SynthesisSettings
 
 REPORTS = DATA / "reports"
+# Written since 0.5: names of images that the reader of the means must know of.
+ADDED = ("images_with_few_pixels", "images_upside_down")
 # What differs between machines, versions and days: of these only the names and the types are compared.
 VARIES = ("versions", "time", "started", "weights", "fingerprint")
 
@@ -51,6 +53,17 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def assert_same_report(path: Path, name: str) -> None:
+    """Compares a report with that of 0.4.0, apart from what has been added to it."""
+    found, expected = read(path), read(REPORTS / f"{name}.json")
+    if name == "evaluate":
+        place = list(expected).index("images_without_depth") + 1
+        assert tuple(found)[place : place + len(ADDED)] == ADDED
+        swapped = [one["key"] for one in expected["per_image"] if one.get("scale", 0) < 0]
+        assert [found.pop(key) for key in ADDED] == [[], swapped]
+    assert_same(found, expected)
+
+
 def evaluate(folder: Path, output: Path, on_progress: Any = None) -> None:
     """Evaluates three frames, the second without depth."""
     frames = [sloping_frame(number) for number in range(3)]
@@ -58,7 +71,7 @@ def evaluate(folder: Path, output: Path, on_progress: Any = None) -> None:
     data = open_benchmark(load_benchmark("pairs"), write_pairs(folder / "pairs", frames, metadata=True))
     pipe = DepthFMPipeline(**build_components(), default_processing_resolution=64)
     pipe.set_progress_bar_config(disable=True)
-    settings = EvaluationSettings(ensemble_size=2, seed=1)
+    settings = EvaluationSettings(PredictionSettings(ensemble_size=2, seed=1))
     model = {"name": "m", "sha256": "0", "variant": None}
     run_evaluation(pipe, data, settings, output, model, on_progress=on_progress)
 
@@ -71,14 +84,14 @@ def adhere(folder: Path, output: Path, on_progress: Any = None) -> None:
         path = folder / f"photo{number}.png"
         build_image(number).save(path)
         images.append(PromptedImage(path.name, path, "a" * number))
-    settings = AdherenceSettings(num_inference_steps=2, guidance_scale=2.0, seed=1)
+    settings = AdherenceSettings(num_inference_steps=2, guidance_scale=2.0, depth=PredictionSettings(seed=1))
     run_adherence(build_pipelines()[0], images, settings, output, {"base": "tiny"}, on_progress=on_progress)
 
 
 @pytest.mark.parametrize(("name", "run"), [("evaluate", evaluate), ("adherence", adhere)])
 def test_report_is_that_of_0_4(name, run, tmp_path):
     run(tmp_path / "data", tmp_path / "report.json")
-    assert_same(read(tmp_path / "report.json"), read(REPORTS / f"{name}.json"))
+    assert_same_report(tmp_path / "report.json", name)
 
 
 @pytest.mark.parametrize(("name", "run"), [("evaluate", evaluate), ("adherence", adhere)])
@@ -105,7 +118,7 @@ def test_run_that_0_4_was_stopped_in_is_resumed(name, run, tmp_path):
     report = read(tmp_path / "report.json")
     assert progress[0] == (1, len(report["per_image"]))
     assert report["time"]["started"] == kept["started"]
-    assert_same(report, read(REPORTS / f"{name}.json"))
+    assert_same_report(tmp_path / "report.json", name)
 
 
 def test_records_of_results_are_those_of_0_4(pipe, tmp_path):

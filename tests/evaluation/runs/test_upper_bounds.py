@@ -1,4 +1,4 @@
-"""Ceilings: the true depth through normalisation, autoencoder and output convention."""
+"""Upper bounds: the true depth through normalisation, autoencoder and output convention."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from depthfm_diffusers.depth_normalization import normalize_log_depth
-from depthfm_diffusers.evaluation.runs.upper_bounds import (CEILINGS, ceiling_spaces, fill_holes, true_log_depths,)
+from depthfm_diffusers.evaluation.runs.upper_bounds import (UPPER_BOUNDS, upper_bound_spaces, fill_holes, true_log_depths,)
+from depthfm_diffusers.inference.prediction import PredictionSettings
 from depthfm_diffusers.evaluation.data.configs import load_benchmark
 from depthfm_diffusers.evaluation.data.open_benchmark import Sample
-from depthfm_diffusers.evaluation.runs.scoring import (EvaluationSettings, Protocol, score_ceilings,)
+from depthfm_diffusers.evaluation.runs.scoring import (EvaluationSettings, Protocol, score_upper_bounds,)
 
 
-def protocol_for(pipe, **settings) -> Protocol:
-    return Protocol.resolve(EvaluationSettings(**settings), load_benchmark("pairs"), pipe)
+def protocol_for(pipe, processing_resolution: int | None = None, **settings) -> Protocol:
+    prediction = PredictionSettings(processing_resolution=processing_resolution)
+    return Protocol.resolve(EvaluationSettings(prediction, **settings), load_benchmark("pairs"), pipe)
 
 
 def sample_of(depth: np.ndarray) -> Sample:
@@ -39,8 +41,8 @@ def ramp(height: int = 40, width: int = 56, ratio: float = 6.0) -> np.ndarray:
 
 @pytest.mark.parametrize("space", ["none", "depth", "log", "disparity"])
 def test_spaces(space):
-    spaces = ceiling_spaces(space)
-    assert tuple(spaces) == CEILINGS
+    spaces = upper_bound_spaces(space)
+    assert tuple(spaces) == UPPER_BOUNDS
     assert spaces["normalized"] == spaces["autoencoded"] == "log"
     assert spaces["output"] == {"disparity": "disparity"}.get(space, "depth")
 
@@ -52,7 +54,7 @@ def test_normalisation_costs_only_the_clipped_ends(pipe):
     assert (normalized.min(), normalized.max()) == (-1, 1)
     clipped = (np.abs(normalized) == 1).mean()
     assert clipped == pytest.approx(0.04, abs=0.001)
-    scores = score_ceilings(pipe, sample_of(depth), protocol_for(pipe))
+    scores = score_upper_bounds(pipe, sample_of(depth), protocol_for(pipe))
     assert 0 < scores["normalized"]["abs_rel"] < 0.005
 
 
@@ -61,14 +63,14 @@ def test_lossless_autoencoder_costs_nothing(pipe):
     pipe = lossless(pipe)
     normalized, autoencoded = true_log_depths(pipe, depth, None, 0)
     np.testing.assert_allclose(autoencoded, normalized, atol=1e-6)
-    scores = score_ceilings(pipe, sample_of(depth), protocol_for(pipe, processing_resolution=0))
+    scores = score_upper_bounds(pipe, sample_of(depth), protocol_for(pipe, processing_resolution=0))
     assert scores["autoencoded"]["abs_rel"] == pytest.approx(scores["normalized"]["abs_rel"], abs=1e-6)
 
 
 def test_output_convention_costs_in_depth_what_the_formula_says(pipe):
     """Exp and min-max of y = 2 log d / log 4 - 1 is a·d^1.44 + b: its best line through d, worked out by hand."""
     depth = np.geomspace(1, 4, 48)[:, None].repeat(48, 1).astype(np.float32)
-    scores = score_ceilings(
+    scores = score_upper_bounds(
         lossless(pipe), sample_of(depth), protocol_for(pipe, alignment="depth", processing_resolution=0)
     )
     normalized = normalize_log_depth(torch.from_numpy(depth)[None]).values[0].double().numpy()
@@ -110,7 +112,7 @@ def test_autoencoder_does_not_see_holes_nor_what_is_beyond_the_cap(pipe):
 
 
 def test_frame_without_range(pipe):
-    scores = score_ceilings(pipe, sample_of(np.full((32, 32), 3.0, np.float32)), protocol_for(pipe))
+    scores = score_upper_bounds(pipe, sample_of(np.full((32, 32), 3.0, np.float32)), protocol_for(pipe))
     assert scores["normalized"]["abs_rel"] == pytest.approx(0, abs=1e-6)
 
 

@@ -1,12 +1,13 @@
-"""Results of single images on disk: nothing is lost, nothing torn is read, nothing foreign is gone on with."""
+"""Runs over images: no result is lost, no incomplete line is read, no run of other settings is resumed."""
 
 from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
-from depthfm_diffusers.evaluation.runs.result_files import (ResultWriter, begin_run, check_run, partial_folder, read_results, remove_results,)
+from depthfm_diffusers.evaluation.runs.resumable_run import ResultWriter, begin_run, check_run, partial_folder, read_results, run_over_images
 
 IDENTITY = {"settings": {"seed": 0, "space": "log", "size": [1, 2]}, "versions": {"torch": "1"}}
 
@@ -34,8 +35,6 @@ def test_what_is_written_is_read(folder):
     with ResultWriter(folder, 1) as again:
         again.add({"key": "c"})
     assert list(read_results(folder)) == ["a", "b", "c"]
-    remove_results(folder)
-    assert not folder.exists()
 
 
 def test_every_cut_of_the_last_line_loses_that_line_only(folder):
@@ -95,3 +94,54 @@ def test_a_damaged_run_file_is_named(folder, content):
     (folder / "run.json").write_text(content)
     with pytest.raises(ValueError, match=r"run\.json is damaged: delete the folder"):
         check_run(folder, IDENTITY)
+
+
+def test_a_run_ends_in_a_report(tmp_path):
+    seen, drawn, progress = [], [], []
+
+    def score(index: int) -> dict:
+        seen.append(index)
+        return {"key": "abc"[index], "square": index**2}
+
+    def draw(entries):
+        drawn.extend(entries)
+        assert partial_folder(output).is_dir()
+        return np.zeros((2, 3, 3), np.uint8)
+
+    output = tmp_path / "new" / "report.json"
+    report = run_over_images(
+        "abc",
+        score,
+        lambda entries: {"sum": sum(entry["square"] for entry in entries)},
+        output,
+        IDENTITY,
+        order=[2, 0, 1],
+        draw=draw,
+        picture_path=tmp_path / "sheet.png",
+        on_progress=lambda *step: progress.append(step),
+    )
+    assert seen == [2, 0, 1]
+    assert progress == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert list(report) == ["sum", "per_image", "time"]
+    assert report["sum"] == 5
+    assert report["per_image"] == drawn == [{"key": key, "square": n**2} for n, key in enumerate("abc")]
+    assert all("seconds" not in one for one in report["per_image"])
+    assert set(report["time"]) == {"started", "finished", "seconds"}
+    assert json.loads(output.read_text()) == report
+    assert (tmp_path / "sheet.png").is_file()
+    assert not partial_folder(output).exists()
+
+
+def test_seconds_of_all_images_are_added(folder):
+    with ResultWriter(folder, 0) as writer:
+        for key, seconds in {"a": 2.0, "b": 4.5, "c": 0.5}.items():
+            writer.add({"key": key, "seconds": seconds})
+    output = folder.with_name("report.json")
+    report = run_over_images("abc", None, lambda entries: {}, output, IDENTITY)
+    assert report["time"]["seconds"] == 7.0
+    assert report["time"]["started"] == "today"
+
+
+def test_an_image_that_no_process_has_computed_is_named(tmp_path):
+    with pytest.raises(RuntimeError, match="1 of 2 images were not computed, the first is 'b'"):
+        run_over_images("ab", lambda index: {"key": "a"}, lambda entries: {}, tmp_path / "r.json", IDENTITY)
