@@ -28,7 +28,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "training"))
 
 from depthfm_diffusers import DepthFMPipeline, default_model_path
 from depthfm_diffusers.depth_normalization import normalize_log_depth
+from depthfm_diffusers.evaluation.metrics.alignment import MIN_VALID_PIXELS
 from depthfm_diffusers.frames import split_by_scene
+from depthfm_diffusers.inference.prediction import PredictionSettings, predict_image
 from depthfm_diffusers.training.data.sources import MixedFrames
 from depthfm_diffusers.training.validation.depth_validation import score_log_depth
 
@@ -89,14 +91,8 @@ def candidates(
             yield "truth, normalised, autoencoded", pipe.vae.decode(latent).sample[0].mean(0).numpy()
     for n in steps:
         for size in sorted({1, ensemble}):
-            output = pipe(
-                Image.fromarray(example.image),
-                num_inference_steps=n,
-                ensemble_size=size,
-                processing_resolution=example.processing_resolution,
-                generator=torch.Generator().manual_seed(0),
-            )
-            yield f"model, {n} step(s), ensemble of {size}", output.log_depth[0, ..., 0]
+            settings = PredictionSettings(n, size, processing_resolution=example.processing_resolution)
+            yield f"model, {n} step(s), ensemble of {size}", predict_image(pipe, example.image, settings).log_depth
 
 
 def main() -> None:
@@ -129,7 +125,7 @@ def main() -> None:
     }
     for name, examples in sets.items():
         for image, depth, resolution in tqdm(examples, desc=name):
-            if not (depth > 0).any():
+            if (depth > 0).sum() < MIN_VALID_PIXELS:
                 continue
             for method, log_depth in candidates(
                 pipe, Example(image, depth, resolution), prior, args.steps, args.ensemble

@@ -13,6 +13,7 @@ from ..inference.input_files import (
     InputFailure,
     collect_inputs,
 )
+from ..inference.prediction import PredictionSettings
 from ..inference.synthesis_files import (
     SynthesisFolder,
     SynthesizedImage,
@@ -179,9 +180,11 @@ def synthesize(args: argparse.Namespace) -> int:
         guess_mode=args.guess_mode,
         height=args.height,
         width=args.width,
-        depth_num_inference_steps=args.depth_steps,
-        depth_processing_resolution=args.processing_resolution,
-        depth_seed=args.depth_seed,
+        depth=PredictionSettings(
+            num_inference_steps=args.depth_steps,
+            seed=args.depth_seed,
+            processing_resolution=args.processing_resolution,
+        ),
     )
     seeds = range(args.seed, args.seed + args.images_per_prompt)
     folder = SynthesisFolder(args.output)

@@ -45,8 +45,8 @@ def run_benchmark(
     """Times DepthFM and Marigold on the same UNet and autoencoder, interleaved, in this process.
 
     Each method is run once to warm up. Then every repeat runs all methods in turn, so that a machine that becomes
-    slower does so for all; medians over the repeats are reported. Marigold's maps mean nothing here, as the networks
-    were not trained for it; its times do.
+    slower does so for all; medians over the repeats are reported. Marigold's maps have no meaning here, as the
+    networks were not trained for it; its times have.
 
     Args:
         pipe: The pipeline, on the device to measure.
@@ -144,7 +144,7 @@ def marigold_on_components(pipe: DepthFMPipeline) -> MarigoldDepthPipeline:
 
 
 def format_table(report: dict[str, Any]) -> str:
-    """The figures of `run_benchmark` as a table for a terminal.
+    """Formats the times of `run_benchmark` as a table for a terminal.
 
     Args:
         report: What `run_benchmark` returned.
@@ -189,7 +189,7 @@ def _summarize(method: str, steps: int, times: list[CallTimes]) -> dict[str, Any
 def _measure(
     pipeline: DepthFMPipeline | MarigoldDepthPipeline, call: Callable[[], None], memory: _PeakMemory
 ) -> CallTimes:
-    """Runs one call with its networks timed."""
+    """Runs one call and measures its networks."""
     times = CallTimes()
     device = pipeline.device
     with (
@@ -228,7 +228,7 @@ def _timed(module: torch.nn.Module, method: str, seconds: list[float], device: t
 
 
 def _now(device: torch.device) -> float:
-    """The time, once the device has done what it was given."""
+    """Returns the time, after the device has finished its work."""
     if device.type != "cpu":
         getattr(torch, device.type).synchronize()
     return time.perf_counter()
@@ -253,14 +253,14 @@ class _PeakMemory:
             self.meaning = "resident memory of the whole process, highest of all methods so far"
 
     def reset(self) -> None:
-        """Forgets the peak, where the system can."""
+        """Resets the peak if the system allows it."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
             self._reset_resident()
 
     def read(self) -> int | None:
-        """Bytes, or `None` where the system does not say."""
+        """Returns bytes; `None` if the system does not report them."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         if sys.platform == "win32":
@@ -271,7 +271,7 @@ class _PeakMemory:
         return peak if sys.platform == "darwin" else peak * 1024
 
     def _reset_resident(self) -> bool:
-        """Linux lets a process lower the peak that it reports (`ru_maxrss`) to what it uses now."""
+        """Sets the reported peak (`ru_maxrss`) to the memory in use, which Linux allows; returns whether it did."""
         try:
             Path("/proc/self/clear_refs").write_text("5")
         except OSError:

@@ -1,4 +1,4 @@
-"""Depth maps as files: colours, 16-bit PNG, NumPy arrays, JSON; written whole or not at all."""
+"""Depth maps as pictures: in colours, or as 16-bit grey PNG."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def colorize_depth(depth: np.ndarray, colormap: str = "Spectral") -> np.ndarray:
 
     Args:
         depth: H×W or H×W×1 floats in [0, 1], 0 near and 1 far.
-        colormap: Name of a matplotlib colour map; its lower end colours what is near. With the default, near is red
+        colormap: Name of a matplotlib colour map; its lower end is for near pixels. With the default, near is red
             and far is blue.
 
     Returns:
@@ -29,7 +29,7 @@ def colorize_depth(depth: np.ndarray, colormap: str = "Spectral") -> np.ndarray:
 
 
 def check_colormap(colormap: str) -> None:
-    """Raises a `ValueError` that names `colormap` and a few that exist, if matplotlib has none of that name."""
+    """Checks that matplotlib has a colour map; raises a `ValueError` that names some if it has none of that name."""
     _colormap(colormap)
 
 

@@ -1,1 +1,1 @@
-"""From input files to result folders."""
+"""Predicting depth and generating images from input files into result folders."""

@@ -1,4 +1,4 @@
-"""From what a user names on the command line to a list of image files."""
+"""Finding the image files that arguments of the command line name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# What a folder is searched for. A file that is named, itself or through a pattern, may have any suffix.
+# Only these are taken from a folder. A file that is named itself, or by a pattern, may have any suffix.
 IMAGE_SUFFIXES = frozenset(
     {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
 )
@@ -16,10 +16,10 @@ IMAGE_SUFFIXES = frozenset(
 
 @dataclass(frozen=True)
 class InputFailure:
-    """Something the user named that gave no result, and why.
+    """An argument that gave no result, and why.
 
     Attributes:
-        name: The file, folder or pattern, as the user would recognise it.
+        name: The file, folder or pattern, as the user has named it.
         reason: Why there is no result; one line.
     """
 
@@ -38,7 +38,7 @@ def collect_inputs(
 
     Args:
         arguments: Paths and patterns.
-        skip: Absolute paths that folders and patterns do not stand for, such as the results of an earlier run.
+        skip: Absolute paths that are left out of folders and patterns, such as the results of an earlier run.
 
     Returns:
         The files as absolute paths, in order, and the arguments that stand for no file.
@@ -60,7 +60,7 @@ def collect_inputs(
 
 
 def _expand(argument: str) -> tuple[list[Path], str]:
-    """The files that one argument stands for, and what to say if there is none."""
+    """Returns the files that one argument stands for, and why there is none."""
     path = Path(argument)
     try:
         if os.path.isfile(path):
@@ -81,5 +81,5 @@ def _expand(argument: str) -> tuple[list[Path], str]:
 
 
 def _absolute(path: Path) -> Path:
-    """The path from the root, with links kept: a link is an input under its own name."""
+    """Returns the absolute path without resolving links: a link is an input under its own name."""
     return Path(os.path.abspath(path))

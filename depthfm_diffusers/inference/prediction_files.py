@@ -1,4 +1,4 @@
-"""Predicting the depth of image files into a folder, with a record of what made each result; see `result_folder`."""
+"""Predicting the depth of image files into a folder, with a record of how; see `result_folder`."""
 
 from __future__ import annotations
 
@@ -23,12 +23,11 @@ from .prediction import (
     predict_image,
 )
 from .result_folder import (
-    INPUT_ERRORS,
     ResultFolder,
     describe_environment,
     describe_scheduler,
-    input_failure,
     now,
+    process_each,
 )
 
 METADATA_FORMAT = "depthfm predict, 1"
@@ -93,7 +92,7 @@ class PredictionFolder(ResultFolder):
 
 
 def describe_run(pipe: DepthFMPipeline, settings: PredictionSettings, model: str, fingerprint: str) -> dict[str, Any]:
-    """What is needed to repeat a run, for `metadata.json`.
+    """Describes what is needed to repeat a run, for `metadata.json`.
 
     Args:
         pipe: The pipeline that predicts.
@@ -122,15 +121,14 @@ def predict_files(
         pipe: The pipeline.
         inputs: Absolute paths of image files.
         folder: Where the results go; `begin_run` has been called.
-        settings: What to predict with.
+        settings: How to predict.
 
     Yields:
         For each input, `None` once its result is written, or why there is none.
     """
-    for source in inputs:
-        try:
-            folder.add_prediction(source, predict_image(pipe, source, settings))
-        except INPUT_ERRORS as error:
-            yield input_failure(source, error)
-        else:
-            yield None
+
+    def predict(source: Path) -> Iterator[None]:
+        folder.add_prediction(source, predict_image(pipe, source, settings))
+        yield None
+
+    return process_each(inputs, predict)

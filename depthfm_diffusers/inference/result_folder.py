@@ -1,8 +1,7 @@
-"""A folder that commands write results into, with a record of what made each.
+"""A folder that commands write results into, with a record of how each was made.
 
-What the folder holds is described in `metadata.json`, which every run adds to: `runs` has the settings of each run,
-`images` the results, each naming its run. A result is replaced only by a later one that the command takes for the
-same; nothing else that is in the folder is ever overwritten.
+Every run adds to `metadata.json`: `runs` has the settings of each run, `images` the results, each with the number of
+its run. A result is replaced only by a later result for the same input; nothing else in the folder is overwritten.
 """
 
 from __future__ import annotations
@@ -13,11 +12,11 @@ import json
 import os
 import platform
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import diffusers
 import numpy as np
@@ -33,8 +32,10 @@ from ..utils.files import (
 from ..utils.version import __version__
 from .input_files import InputFailure
 
+T = TypeVar("T")
+
 METADATA_NAME = "metadata.json"
-# What goes wrong with one input, and says nothing of the next.
+# Errors of one input, after which the next one is tried.
 INPUT_ERRORS = (OSError, ValueError, TypeError, RuntimeError, ArithmeticError, MemoryError)
 
 
@@ -49,7 +50,7 @@ class ResultFolder:
 
     Raises:
         OSError: If it cannot be made or written to.
-        ValueError: If it holds a `metadata.json` of other origin, which a run would have to overwrite.
+        ValueError: If it holds a `metadata.json` that `command` did not write.
     """
 
     def __init__(
@@ -73,22 +74,22 @@ class ResultFolder:
         self._inputs: set[str] = set()
 
     def results(self) -> list[Path]:
-        """The files that earlier runs left here, as absolute paths."""
+        """Returns the files that earlier runs have written, as absolute paths."""
         return [self.path / file for entry in self._images for file in entry["files"]]
 
-    def begin_run(self, run: dict[str, Any], inputs: Iterable[Path], go_on: bool = False) -> int:
-        """Starts a run; the results added from now on are its.
+    def begin_run(self, run: dict[str, Any], inputs: Iterable[Path], resume: bool = False) -> int:
+        """Starts a run, which the results added from now on belong to.
 
         Args:
             run: Settings and versions, for `metadata.json`.
-            inputs: Absolute paths of all inputs of the run, none of which will be overwritten.
-            go_on: Whether an earlier run that differs in nothing but the time when it `started` is gone on with.
+            inputs: Absolute paths of all inputs of the run; they will not be overwritten.
+            resume: Whether an earlier run is resumed that differs only in the time when it `started`.
 
         Returns:
             The number of the run.
         """
-        described = json.loads(json.dumps({**run, "started": None}))  # as it is read back
-        alike = [i for i, other in enumerate(self._runs) if go_on and {**other, "started": None} == described]
+        described = json.loads(json.dumps({**run, "started": None}))  # as it is after reading
+        alike = [i for i, other in enumerate(self._runs) if resume and {**other, "started": None} == described]
         if not alike:
             self._runs.append(run)
         self._run = alike[-1] if alike else len(self._runs) - 1
@@ -96,11 +97,11 @@ class ResultFolder:
         return self._run
 
     def last_entry(self, source: Path, run: int | None = None) -> dict[str, Any] | None:
-        """The latest result that there is for an input.
+        """Finds the latest result for an input.
 
         Args:
             source: The input.
-            run: Number of the run that it must be of; `None`: of any.
+            run: Number of the run that the result must belong to; `None`: any run.
 
         Returns:
             Its entry in `metadata.json`, or `None`.
@@ -109,16 +110,16 @@ class ResultFolder:
         return next(fitting, None)
 
     def choose_name(self, source: Path, endings: Sequence[str], earlier: Mapping[str, Any] | None) -> str:
-        """The NAME in the file names of a result: that of an earlier result, otherwise one that is free.
+        """Chooses the NAME in the file names of a result: that of the earlier result, otherwise one that is free.
 
-        Tried in turn: the file's name without suffix, the same with the suffix appended (`a_png`), then numbers from
-        2. A name is free if none of its files exists, letter case and Unicode forms aside, save as the earlier result,
-        and none is among the inputs.
+        The candidates are the file's name without suffix, the same with the suffix appended (`a_png`), and with a
+        number from 2 on. A name is free if none of its files is among the inputs, and none exists other than those of
+        the earlier result. Letter case and Unicode forms are ignored.
 
         Args:
             source: The image file.
             endings: What follows NAME in the names of the files to be written.
-            earlier: Entry of the result that is to be replaced, or `None`.
+            earlier: Entry of the result to be replaced, or `None`.
 
         Returns:
             The name.
@@ -138,9 +139,9 @@ class ResultFolder:
         """Writes files of one result, all or none, then `metadata.json`.
 
         Args:
-            entry: What is known of the result: `name` from `choose_name`, `input`, `files` and more. It takes the
-                place of that of the same name. The number of the run is added.
-            write: Of each file to write, by its name, a function that writes it to a path; all of them in `files`.
+            entry: Describes the result: `name` from `choose_name`, `input`, `files` and more. It replaces the entry of
+                the same name. The number of the run is added.
+            write: For each file to write, a function that writes it to a path; all names are in `files`.
         """
         with ExitStack() as stack:
             for path, save in [(stack.enter_context(atomic_write(self.path / f)), save) for f, save in write.items()]:
@@ -151,7 +152,7 @@ class ResultFolder:
         self._write()
 
     def close(self) -> None:
-        """Removes the folder again if it is new and nothing came to be in it."""
+        """Removes the folder if this object has made it and it is still empty."""
         if self._is_new and not any(self.path.iterdir()):
             self.path.rmdir()
 
@@ -178,8 +179,25 @@ class ResultFolder:
         save_json(self.path / METADATA_NAME, content)
 
 
+def process_each(inputs: Iterable[Path], process: Callable[[Path], Iterator[T]]) -> Iterator[T | InputFailure]:
+    """Makes the results of inputs, one input after the other; a bad input does not stop the others.
+
+    Args:
+        inputs: The input files.
+        process: Yields each result of an input once it is written.
+
+    Yields:
+        The results; for an input that fails, why, instead of the rest of its results.
+    """
+    for source in inputs:
+        try:
+            yield from process(source)
+        except INPUT_ERRORS as error:
+            yield input_failure(source, error)
+
+
 def describe_scheduler(scheduler: SchedulerMixin) -> dict[str, Any]:
-    """Class and settings of a scheduler, for a record."""
+    """Describes a scheduler for a record: its class and settings."""
     return {
         "class": type(scheduler).__name__,
         **{key: value for key, value in scheduler.config.items() if not key.startswith("_")},
@@ -187,9 +205,9 @@ def describe_scheduler(scheduler: SchedulerMixin) -> dict[str, Any]:
 
 
 def describe_environment(pipe: DiffusionPipeline) -> dict[str, Any]:
-    """What a pipeline runs on, for a record: `device`, `dtype` and `versions`."""
+    """Describes what a pipeline runs on for a record: `device`, `dtype` and `versions`."""
     return {
-        "device": str(pipe._execution_device),  # where networks run, though offloading keeps them elsewhere
+        "device": str(pipe._execution_device),  # of the computation; offloaded networks are elsewhere in between
         "dtype": str(pipe.dtype).removeprefix("torch."),
         "versions": {
             "depthfm_diffusers": __version__,
@@ -209,12 +227,12 @@ def hardware_name(device: torch.device) -> str:
 
 
 def now() -> str:
-    """The time, to the second, with time zone."""
+    """Returns the time in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def input_failure(source: Path, error: Exception) -> InputFailure:
-    """What an input's exception says, on one line."""
+    """Returns what an exception says about an input, on one line."""
     if isinstance(error, OSError) and error.strerror:
         reason = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     else:
@@ -223,5 +241,5 @@ def input_failure(source: Path, error: Exception) -> InputFailure:
 
 
 def _key(name: str) -> str:
-    """What two file names share if some file system takes them for one."""
+    """Returns the same key for two names that are one file on some file system."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())

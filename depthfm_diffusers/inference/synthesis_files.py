@@ -1,10 +1,10 @@
-"""Making images from the depth of image files into a folder, with a record of what made each; see `result_folder`."""
+"""Generating images from the depth of image files into a folder, with a record of how; see `result_folder`."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,18 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..control_image import DEFAULT_CONTROL_PERCENTILES
 from ..export.images import save_image
 from ..image_processing import load_image
 from ..utils.files import file_sha256, save_array
 from .input_files import InputFailure
 from .result_folder import (
-    INPUT_ERRORS,
     ResultFolder,
     describe_environment,
     describe_scheduler,
-    input_failure,
     now,
+    process_each,
 )
 from .synthesis_inputs import SynthesisSources
 from .synthesis_settings import (
@@ -48,8 +46,8 @@ class SynthesizedImage:
     """An image that has been written.
 
     Attributes:
-        file: Its file.
-        is_flagged: Whether the safety checker has replaced it by a black one.
+        file: The image's file.
+        is_flagged: Whether the safety checker has replaced it by a black image.
     """
 
     file: Path
@@ -59,15 +57,15 @@ class SynthesizedImage:
 class SynthesisFolder(ResultFolder):
     """A folder of generated images and its `metadata.json`.
 
-    A result is an input with all images made of it by the same models with the same settings; other seeds come beside
-    those that are there. Nothing else takes the place of what is there: other settings get another NAME.
+    A result is all images that were generated from one input by the same models with the same settings. Images of
+    other seeds are added to it. Other settings get another NAME, so that nothing is overwritten.
 
     Args:
         path: The folder; made if it does not exist.
 
     Raises:
         OSError: If it cannot be made or written to.
-        ValueError: If it holds a `metadata.json` of other origin, which a run would have to overwrite.
+        ValueError: If it holds a `metadata.json` that `depthfm synthesize` did not write.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -75,23 +73,23 @@ class SynthesisFolder(ResultFolder):
         self._run_number = -1
 
     def begin_synthesis(self, run: dict[str, Any], sources: SynthesisSources) -> None:
-        """Starts a run, or goes on with an earlier one that differs in nothing but seeds.
+        """Starts a run, or resumes an earlier one that differs in seeds only.
 
         Args:
             run: From `describe_synthesis`.
-            sources: None of whose files will be overwritten.
+            sources: The inputs; their files will not be overwritten.
         """
-        self._run_number = self.begin_run(run, sources.protected(), go_on=True)
+        self._run_number = self.begin_run(run, sources.protected(), resume=True)
 
     def begin_result(self, source: Path, seeds: Sequence[int]) -> dict[str, Any]:
-        """The entry, still to be added, of the images of an input.
+        """Prepares the entry of an input; nothing is written yet.
 
         Args:
             source: The input.
-            seeds: Those that images will be made from.
+            seeds: The seeds of the images to come.
 
         Returns:
-            The entry, with the images that are there already.
+            The entry, with the images that earlier runs have written.
         """
         digest = file_sha256(source)
         earlier = self.last_entry(source, self._run_number)
@@ -103,11 +101,11 @@ class SynthesisFolder(ResultFolder):
         return {"name": name, "input": str(source), "input_sha256": digest, "images": images}
 
     def add_image(self, entry: Mapping[str, Any], seed: int, output: Any) -> dict[str, Any]:
-        """Writes an image, and beside the first of a result its control image and log depth; then `metadata.json`.
+        """Writes an image, with the first one also control image and log depth; then `metadata.json`.
 
         Args:
             entry: The result, as this or `begin_result` returned it.
-            seed: What the image was made from.
+            seed: The seed of the image.
             output: `DepthFMControlNetOutput` of one image, as arrays.
 
         Returns:
@@ -144,7 +142,7 @@ class SynthesisFolder(ResultFolder):
 
 
 def cut_prompts(pipe: SynthesisPipeline, settings: SynthesisSettings) -> dict[str, int]:
-    """Prompts with more tokens than Stable Diffusion reads: their names, and how many tokens are left out."""
+    """Returns the prompts that are too long for Stable Diffusion, and how many tokens of each are not used."""
     prompts = {"prompt": settings.prompt, "negative prompt": settings.negative_prompt or ""}
     longest = pipe.tokenizer.model_max_length
     lengths = {name: len(pipe.tokenizer(text).input_ids) for name, text in prompts.items()}
@@ -154,29 +152,21 @@ def cut_prompts(pipe: SynthesisPipeline, settings: SynthesisSettings) -> dict[st
 def describe_synthesis(
     pipe: SynthesisPipeline, settings: SynthesisSettings, models: Mapping[str, Any], sources: SynthesisSources
 ) -> dict[str, Any]:
-    """What is needed to repeat a run, seeds aside, for `metadata.json`.
+    """Describes what is needed to repeat a run, apart from the seeds, for `metadata.json`.
 
     Args:
         pipe: The pipeline.
         settings: The settings, defaults not yet filled in.
-        models: What models the pipeline is made of.
-        sources: What images are made of.
+        models: The models that the pipeline consists of.
+        sources: The inputs.
 
     Returns:
         A dictionary that JSON can hold.
     """
-    config = pipe.config
-    resolved = asdict(settings) | settings.pipeline_arguments()
-    resolved["control_percentiles"] = list(DEFAULT_CONTROL_PERCENTILES)
-    resolved["depth_num_inference_steps"] = (
-        settings.depth_num_inference_steps or config.default_depth_num_inference_steps
-    )
-    if settings.depth_processing_resolution is None:
-        resolved["depth_processing_resolution"] = config.default_depth_processing_resolution
     return {
         "started": now(),
-        "models": {**models, "rescale_depth_self_attention": config.rescale_depth_self_attention},
-        "settings": resolved,
+        "models": {**models, "rescale_depth_self_attention": pipe.config.rescale_depth_self_attention},
+        "settings": settings.describe(pipe),
         "given": sources.describe(),
         "scheduler": describe_scheduler(pipe.scheduler),
         "depth_scheduler": describe_scheduler(pipe.depth_scheduler),
@@ -192,25 +182,21 @@ def synthesize_files(
     settings: SynthesisSettings,
     seeds: Sequence[int],
 ) -> Iterator[SynthesizedImage | InputFailure]:
-    """Makes images of files, one after the other; a bad file does not stop the others.
+    """Generates images from files, one file after the other; a bad file does not stop the others.
 
-    Each image is a call of its own with a generator of its own, so that it does not depend on what else is made.
+    Each image is a call of its own with a generator of its own, so that it does not depend on the other images.
 
     Args:
         pipe: The pipeline, of the settings' class.
-        sources: What images are made of.
+        sources: The inputs.
         folder: Where the results go; `begin_synthesis` has been called.
-        settings: What to generate with.
-        seeds: Of each input, one image is made per seed.
+        settings: How to generate.
+        seeds: One image is generated from each input and seed.
 
     Yields:
         Each image once it is written; for an input that fails, why, instead of the rest of its images.
     """
-    for source in sources.files:
-        try:
-            yield from _synthesize_file(pipe, source, sources, folder, settings, seeds)
-        except INPUT_ERRORS as error:
-            yield input_failure(source, error)
+    return process_each(sources.files, lambda source: _synthesize_file(pipe, source, sources, folder, settings, seeds))
 
 
 def _synthesize_file(
@@ -234,7 +220,7 @@ def _synthesize_file(
         arguments["mask_image"] = sources.mask
     for seed in seeds:
         depth = (
-            {"image": photo, "depth_kwargs": settings.depth_arguments()}
+            {"image": photo, "depth_kwargs": settings.depth.call_arguments()}
             if log_depth is None
             else {"log_depth": log_depth}
         )

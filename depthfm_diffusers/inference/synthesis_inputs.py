@@ -1,4 +1,4 @@
-"""What images are made of: photos, or a depth map that is given, and for inpainting a mask."""
+"""The inputs of `depthfm synthesize`: photos or a given depth map, and for inpainting a mask."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from ..utils.files import file_sha256
 
 @dataclass(frozen=True)
 class SynthesisSources:
-    """What images are made of.
+    """The inputs of a run.
 
     Attributes:
         files: Absolute paths of the photos; or of the one depth map, if there is no photo.
         depth_file: The file of the depth map that is given instead of estimated, or `None`.
         log_depth: Its log depth, 1×1×H×W.
-        is_log_file: Whether the file holds log depth, not depth.
         has_photos: Whether `files` are photos.
         mask_file: For inpainting, the file of the mask.
         mask: The mask.
+        is_log_file: Whether `depth_file` holds log depth, not depth.
     """
 
     files: Sequence[Path]
@@ -40,11 +40,11 @@ class SynthesisSources:
     is_log_file: bool = False
 
     def protected(self) -> list[Path]:
-        """All files that are read, which may lie in the folder that is written to."""
+        """Returns all files that are read; they may be in the output folder and must not be overwritten."""
         return [*self.files, *(Path(os.path.abspath(one)) for one in (self.depth_file, self.mask_file) if one)]
 
     def describe(self) -> dict[str, Any]:
-        """The files that all images of a run have in common, for a record."""
+        """Describes the files that all images of a run have in common, for a record."""
         shared = {"log_depth" if self.is_log_file else "depth": self.depth_file, "mask": self.mask_file}
         return {
             name: {"file": os.path.abspath(file), "sha256": file_sha256(file)}
@@ -88,9 +88,9 @@ def read_mask_file(path: Path) -> Image.Image:
 
     Raises:
         OSError: If the file cannot be read.
-        ValueError: If it is no picture, or there is nothing to repaint.
+        ValueError: If it is no picture, or black everywhere.
     """
     mask = load_image(path)
     if mask.convert("L").getbbox() is None:
-        raise ValueError(f"mask {path}: it is black everywhere, and white is what is repainted.")
+        raise ValueError(f"mask {path}: it is black everywhere; paint white what is to be generated anew.")
     return mask

@@ -1,8 +1,8 @@
-"""Finding, checking, describing and loading the models that images are made of depth with.
+"""Finding, checking, describing and loading the models of a DepthFM ControlNet pipeline.
 
-They are Stable Diffusion, one or several ControlNets and a DepthFM model, each a folder or a Hub repository; or one
-saved pipeline that holds them all. Whatever their files say is checked before the first gigabyte is read. Weights are
-read from safetensors files only.
+These are Stable Diffusion, one or several ControlNets and a DepthFM model, each a folder or a Hub repository; or one
+saved pipeline that has them all. All that configuration files say is checked before weights are read. Weights are read
+from safetensors files only.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ _WEIGHTS = "diffusion_pytorch_model"
 
 @dataclass(frozen=True)
 class SynthesisFolders:
-    """The folders that models are in, found and checked.
+    """The folders of the models, found and checked.
 
     Attributes:
-        base: Stable Diffusion; or a saved pipeline that has a ControlNet and a depth estimator, too.
+        base: Stable Diffusion; or a saved pipeline that also has a ControlNet and a depth estimator.
         controlnets: The ControlNets; empty if those of `base` are used.
         depth_model: The DepthFM model; `None` if that of `base` is used.
     """
@@ -68,7 +68,7 @@ class SynthesisFolders:
     depth_model: Path | None
 
     def describe(self) -> dict[str, Any]:
-        """Names of the models and SHA-256 of what is in their files, all of which are read; for a record."""
+        """Describes the models for a record: their names, and SHA-256 of their files, all of which are read."""
         described: dict[str, Any] = {"base": {"name": self.base.name, "sha256": model_fingerprint(self.base)}}
         if self.controlnets:
             described["controlnets"] = [
@@ -92,7 +92,7 @@ def load_synthesis_pipeline(
     dtype: torch.dtype = torch.float32,
     variant: str | None = None,
 ) -> Pipeline:
-    """Finds, checks and loads the models that images are made of depth with.
+    """Finds, checks and loads the models of a DepthFM ControlNet pipeline.
 
     Args:
         cls: The class of the pipeline: one of the three DepthFM ControlNet pipelines.
@@ -103,15 +103,15 @@ def load_synthesis_pipeline(
             it has none.
         device: Where to run, as torch names it; `"auto"` is the accelerator if there is one.
         dtype: What to compute in, whatever the files hold.
-        variant: Which weight files to load, `"fp16"` for `*.fp16.safetensors`, of those models that have such: one of
-            them at least. Of the others, those without.
+        variant: Which weight files to load, `"fp16"` for `*.fp16.safetensors`. At least one of the models must have
+            such files; of the others, those without a variant are loaded.
 
     Returns:
         The pipeline, on the device.
 
     Raises:
         FileNotFoundError: If there is no such folder, no such repository can be reached, or files are missing.
-        ValueError: If a model is of another kind than needed or damaged, models do not fit together, there is no
+        ValueError: If a model is damaged or of another kind than needed, models do not fit together, there is no
             ControlNet, or the device cannot be used. The message says which and why.
     """
     folders = resolve_synthesis_models(base, controlnets, depth_model, variant)
@@ -121,10 +121,12 @@ def load_synthesis_pipeline(
 def resolve_synthesis_models(
     base: str, controlnets: Sequence[str] | None = None, depth_model: str | None = None, variant: str | None = None
 ) -> SynthesisFolders:
-    """The first half of `load_synthesis_pipeline`: finds folders, or fetches them from the Hub, and checks files.
+    """Finds the folders of models, or fetches them from the Hub, and checks their files.
+
+    This is the first half of `load_synthesis_pipeline`, which describes the arguments and errors.
 
     Args:
-        base: See `load_synthesis_pipeline`, as for all arguments.
+        base: Stable Diffusion, or a saved pipeline.
         controlnets: The ControlNets.
         depth_model: The DepthFM model.
         variant: Which weight files to look for.
@@ -169,7 +171,9 @@ def load_synthesis_folders(
     variant: str | None = None,
     offload: bool = False,
 ) -> Pipeline:
-    """The second half of `load_synthesis_pipeline`, for who needs to know the folders. Uses no network.
+    """Loads the models from their folders, without any network.
+
+    This is the second half of `load_synthesis_pipeline`, for callers that need the folders.
 
     Args:
         cls: The class of the pipeline.
@@ -177,19 +181,19 @@ def load_synthesis_folders(
         device: Where to run.
         dtype: What to compute in.
         variant: Which weight files to load.
-        offload: Whether only the network at work is on the device (`enable_model_cpu_offload`), for little memory.
+        offload: Whether only the network in use is on the device (`enable_model_cpu_offload`), to save memory.
 
     Returns:
         The pipeline, on the device.
 
     Raises:
-        ValueError: As for `load_synthesis_pipeline`; or if there is no accelerator to take networks off.
+        ValueError: As for `load_synthesis_pipeline`; or if `offload` is set and the device is the CPU.
     """
     target = get_device() if device == "auto" else device
     if offload and target.startswith("cpu"):
-        raise ValueError(f"`offload` is for accelerators, whose memory it spares; the device is {target!r}.")
+        raise ValueError(f"`offload` is for accelerators, to save their memory, but the device is {target!r}.")
     _check_channels(cls, folders.base)
-    # The smaller models first: their faults show sooner.
+    # The smaller models first: their errors are found sooner.
     nets = [_load_controlnet(folder, dtype, variant) for folder in folders.controlnets]
     components = {"controlnet": nets if len(nets) > 1 else nets[0]} if nets else {}
     estimator = None
@@ -240,7 +244,7 @@ def load_lora(pipe: Any, lora: str) -> Path:
 
 
 def _resolve(argument: str, name: str, download: Callable[[], Any]) -> Path:
-    """A folder, or what the Hub has under a name; an error that says what was looked for if there is neither."""
+    """Returns a folder, or fetches a Hub repository; the error says what was looked for if there is neither."""
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
@@ -261,7 +265,7 @@ def _resolve(argument: str, name: str, download: Callable[[], Any]) -> Path:
 
 
 def _resolve_controlnet(name: str, variant: str | None) -> Path:
-    """The folder of a ControlNet, whole."""
+    """Returns the folder of a ControlNet, with its files checked."""
     weights = f"{_WEIGHTS}.safetensors" if variant is None else f"{_WEIGHTS}.{variant}.safetensors"
     wanted = ["config.json", weights]
     folder = _resolve("controlnet", name, lambda: snapshot_download(name, allow_patterns=wanted))
@@ -283,7 +287,7 @@ def _resolve_controlnet(name: str, variant: str | None) -> Path:
 
 
 def _check_fits(controlnet: Path, base: Path) -> None:
-    """Raises if a ControlNet was made for a UNet of other sizes."""
+    """Checks that a ControlNet was made for a UNet of the same sizes as the base's."""
     config, unet = read_json(controlnet / "config.json"), read_json(base / "unet" / "config.json")
     widths = text_width(_Configured(config)), text_width(_Configured(unet))
     if widths[0] != widths[1]:
@@ -300,7 +304,7 @@ def _check_fits(controlnet: Path, base: Path) -> None:
 
 
 def _check_channels(cls: type[DiffusionPipeline], base: Path) -> None:
-    """Raises if the UNet is one for inpainting, and the pipeline is not."""
+    """Checks that a UNet for inpainting is loaded into the pipeline for inpainting only."""
     channels = read_json(base / "unet" / "config.json").get("in_channels", 4)
     latent_channels = read_json(base / "vae" / "config.json").get("latent_channels", 4)
     if channels != latent_channels and cls is not DepthFMControlNetInpaintPipeline:
@@ -313,10 +317,10 @@ def _check_channels(cls: type[DiffusionPipeline], base: Path) -> None:
 def _load_base(
     cls: type[DiffusionPipeline], folder: Path, dtype: torch.dtype, variant: str | None, nets: list[ControlNetModel]
 ) -> Any:
-    """Stable Diffusion, or a saved pipeline, on the CPU; its ControlNets are not read if there are others."""
+    """Loads Stable Diffusion, or a saved pipeline, on the CPU; its ControlNets are not read if others are given."""
     index = read_model_index(folder)
     loader = cls if _class_name(index) in _COMPLETE else DiffusionPipeline
-    # A place-holder: `from_pretrained` takes no list of them.
+    # A placeholder: `from_pretrained` takes no list of ControlNets.
     replaced = {"controlnet": nets[0]} if nets and "controlnet" in component_names(index) else {}
     variant = _variant_in(folder, variant)
     options = {"dtype": dtype, "variant": variant, "local_files_only": True, "use_safetensors": True}
@@ -326,14 +330,14 @@ def _load_base(
         raise ValueError(f"base {folder} cannot be loaded: {first_line(error)}") from error
     for path in component_folders(folder, index):
         component = getattr(base, path.name, None)
-        # Of diffusers' models only: names in transformers' files are of many ages. Several ControlNets are no model.
+        # Only models of diffusers: transformers' files may have old names. Several ControlNets are not one model.
         if isinstance(component, ModelMixin) and not path.name.startswith("controlnet"):
             check_no_tensor_is_missing(path, component, variant)
     return base
 
 
 def _load_controlnet(folder: Path, dtype: torch.dtype, variant: str | None) -> ControlNetModel:
-    """A ControlNet, all of whose weights come from its files."""
+    """Loads a ControlNet; all of its weights must be in its files."""
     variant = _variant_in(folder, variant)
     options = {"variant": variant, "local_files_only": True, "use_safetensors": True}
     try:
@@ -345,25 +349,25 @@ def _load_controlnet(folder: Path, dtype: torch.dtype, variant: str | None) -> C
 
 
 def _class_name(index: dict[str, Any]) -> Any:
-    """Name of the pipeline's class; the shareable form of a folder names the module before it."""
+    """Returns the name of the pipeline's class; the shareable form of a folder names the module before it."""
     name = index.get("_class_name")
     return name[-1] if isinstance(name, list) and name and name[-1] in _COMPLETE else name
 
 
 def _controlnet_files(folder: Path) -> list[Path]:
-    """The files of a ControlNet; what training leaves beside them is none of it."""
+    """Returns the files of a ControlNet, without those that training leaves beside them."""
     return weight_and_config_files(
         path for path in folder.iterdir() if path.name == "config.json" or path.name.startswith(_WEIGHTS)
     )
 
 
 def _variant_in(folder: Path, variant: str | None) -> str | None:
-    """`variant`, if a model has weight files of it."""
+    """Returns `variant` if a model has weight files of it, otherwise `None`."""
     return variant if variant is not None and any(folder.rglob(f"*.{variant}*.safetensors")) else None
 
 
 class _Configured:
-    """A network that is only its configuration, for checks that read no more."""
+    """Stands for a network in checks that read its configuration only."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         # Defaults as diffusers' networks have them.

@@ -1,13 +1,11 @@
-"""What a run of `depthfm synthesize` generates images with."""
+"""The settings of `depthfm synthesize`."""
 
 from __future__ import annotations
 
 import inspect
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeAlias
-
-import torch
 
 from ..control_image import (
     DEFAULT_CONTROL_PERCENTILES,
@@ -17,11 +15,12 @@ from ..pipelines.depthfm_controlnet.controlnet_inputs import Size
 from ..pipelines.depthfm_controlnet.pipeline_depthfm_controlnet import DepthFMControlNetPipeline
 from ..pipelines.depthfm_controlnet.pipeline_depthfm_controlnet_img2img import DepthFMControlNetImg2ImgPipeline
 from ..pipelines.depthfm_controlnet.pipeline_depthfm_controlnet_inpaint import DepthFMControlNetInpaintPipeline
+from .prediction import PredictionSettings
 
 SynthesisPipeline: TypeAlias = (
     DepthFMControlNetPipeline | DepthFMControlNetImg2ImgPipeline | DepthFMControlNetInpaintPipeline
 )
-# What generation starts from, and the pipeline that does it.
+# The pipeline for each kind of start.
 PIPELINES: dict[str, type[SynthesisPipeline]] = {
     "noise": DepthFMControlNetPipeline,
     "image": DepthFMControlNetImg2ImgPipeline,
@@ -31,7 +30,7 @@ PIPELINES: dict[str, type[SynthesisPipeline]] = {
 
 @dataclass(frozen=True)
 class SynthesisSettings:
-    """What a run generates images with, seeds aside.
+    """How images are generated, apart from their seeds.
 
     Attributes:
         prompt: What to generate; may be empty.
@@ -46,14 +45,10 @@ class SynthesisSettings:
         control_guidance_start: Fraction of the steps at which the control starts.
         control_guidance_end: Fraction of the steps at which it ends.
         guess_mode: Whether ControlNets guide without prompt.
-        height: Of the generated images in pixels; `None`: that of the input, or as `width` and its proportions have
-            it.
-        width: Likewise.
-        depth_num_inference_steps: Steps of the depth estimator; `None` is the model's default.
-        depth_processing_resolution: Longer side at which it sees the image, 0 for that of the image; `None` is the
-            model's default.
-        depth_seed: Seed of its noise, which is another than that of the images: so all images of an input have the
-            same depth, and each can be made again by itself.
+        height: Height of the generated images in pixels; `None`: in proportion to `width`, or the input's.
+        width: Width, likewise.
+        depth: How depth is estimated. Its seed is independent of the seeds of the images: all images of an input have
+            the same depth, and each can be generated again by itself.
     """
 
     prompt: str
@@ -69,9 +64,7 @@ class SynthesisSettings:
     guess_mode: bool = False
     height: int | None = None
     width: int | None = None
-    depth_num_inference_steps: int | None = None
-    depth_processing_resolution: int | None = None
-    depth_seed: int = 0
+    depth: PredictionSettings = field(default_factory=PredictionSettings)
 
     def __post_init__(self) -> None:
         """Checks what can be checked before a model is loaded.
@@ -94,7 +87,9 @@ class SynthesisSettings:
         if self.strength is None:
             return
         if self.start == "noise":
-            raise ValueError("`strength` is for images that are started from: there is none with `start='noise'`.")
+            raise ValueError(
+                "`strength` needs an image to start from: leave it out, or set `start` to 'image' or 'mask'."
+            )
         if not 0 < self.strength <= 1:
             raise ValueError(f"`strength` must be in (0, 1], got {self.strength:g}.")
         if int(self.num_inference_steps * self.strength) < 1:
@@ -104,11 +99,11 @@ class SynthesisSettings:
 
     @property
     def pipeline_class(self) -> type[SynthesisPipeline]:
-        """The pipeline that generates."""
+        """The class of the pipeline that generates."""
         return PIPELINES[self.start]
 
     def pipeline_arguments(self) -> dict[str, Any]:
-        """Arguments of the pipeline's call that are the same for all inputs, its defaults filled in."""
+        """Returns the arguments of the pipeline's call that are the same for all inputs, its defaults filled in."""
         defaults = inspect.signature(self.pipeline_class.__call__).parameters
         names = ("num_inference_steps", "guidance_scale", "control_mode", "guess_mode", "prompt", "negative_prompt")
         arguments = {name: getattr(self, name) for name in (*names, "control_guidance_start", "control_guidance_end")}
@@ -120,17 +115,22 @@ class SynthesisSettings:
             arguments["strength"] = defaults["strength"].default if self.strength is None else self.strength
         return arguments
 
-    def depth_arguments(self) -> dict[str, Any]:
-        """Arguments of the depth estimator."""
+    def describe(self, pipe: SynthesisPipeline) -> dict[str, Any]:
+        """Returns the settings with all defaults filled in, as records have them."""
+        depth = self.depth.resolve(pipe.depth_estimator)
+        own = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "depth"}
         return {
-            "num_inference_steps": self.depth_num_inference_steps,
-            "processing_resolution": self.depth_processing_resolution,
-            # Drawn on the CPU whatever the device, so that the noise is the same on all.
-            "generator": torch.Generator("cpu").manual_seed(self.depth_seed),
+            **own,
+            "depth_num_inference_steps": depth.num_inference_steps,
+            "depth_processing_resolution": depth.processing_resolution,
+            "depth_seed": depth.seed,
+            **({"depth_ensemble_size": depth.ensemble_size} if depth.ensemble_size > 1 else {}),
+            **self.pipeline_arguments(),
+            "control_percentiles": list(DEFAULT_CONTROL_PERCENTILES),
         }
 
     def output_size(self, size: Size) -> Size:
-        """Height and width to ask for, of an input of `size`; the pipeline rounds them down."""
+        """Returns height and width to generate for an input of `size`; the pipeline rounds them down."""
         height, width = size
         if self.height is not None and self.width is not None:
             return self.height, self.width

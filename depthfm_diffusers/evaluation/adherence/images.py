@@ -1,4 +1,4 @@
-"""The photos whose depth images are to follow, each with a prompt."""
+"""The photos of an adherence test, each with a prompt."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class PromptedImage:
     """A photo and the prompt that images are generated from.
 
     Attributes:
-        key: Its name in the report, of which each image of a set has another.
+        key: Its name in the report; unique in a set.
         path: The image file.
         prompt: The prompt; may be empty.
     """
@@ -30,17 +30,17 @@ class PromptedImage:
 
 
 def prompted_images(files: Sequence[Path], prompt: str = "", prompts: Path | None = None) -> list[PromptedImage]:
-    """Gives files their keys and prompts.
+    """Assigns keys and prompts to files.
 
-    A key is the file's path below the folder that all have in common.
+    A key is the file's path below the folder that all files have in common.
 
     Args:
         files: Absolute paths, each once.
         prompt: The prompt of all images.
-        prompts: Instead, a file with one for each, JSON lines (`.jsonl`) or CSV with a header, with `file_name` and
-            `text`, as the `metadata.jsonl` of an image folder. File names are paths below the folder of that file; a
-            row whose file is not there is for the image of that name, without its folder, wherever it is. There may
-            be rows for other images, too.
+        prompts: Instead of `prompt`, a file with one prompt per image: JSON lines (`.jsonl`) or CSV with a header,
+            with `file_name` and `text`, as the `metadata.jsonl` of an image folder. File names are relative to the
+            folder of `prompts`. If there is no such file, the row is for any image of that name in another folder.
+            Rows for other images are ignored.
 
     Raises:
         OSError: If `prompts` cannot be read.
@@ -52,10 +52,10 @@ def prompted_images(files: Sequence[Path], prompt: str = "", prompts: Path | Non
 
 
 def check_images(images: Sequence[PromptedImage]) -> None:
-    """Reads all images once, so that a damaged one does not stop a long run.
+    """Reads all images once, so that a damaged one is found before a long run.
 
     Raises:
-        ValueError: If there is none, two have one key, or one cannot be read; the message names it.
+        ValueError: If there is no image, two have the same key, or one cannot be read; the message names it.
     """
     if not images:
         raise ValueError("`images` is empty: there is nothing to generate from.")
@@ -70,7 +70,7 @@ def check_images(images: Sequence[PromptedImage]) -> None:
 
 
 def fingerprint(images: Sequence[PromptedImage]) -> str:
-    """SHA-256 of the files, their keys and prompts, in order."""
+    """Returns the SHA-256 of the files, their keys and prompts, in order."""
     digest = hashlib.sha256()
     for one in images:
         digest.update(f"{len(one.key)} {one.key} {len(one.prompt)} {one.prompt}".encode())
@@ -103,7 +103,7 @@ class _Prompts:
                 self._by_name.setdefault(file.name, []).append(text)
 
     def find(self, file: Path) -> str:
-        """The prompt of an image."""
+        """Finds the prompt of an image."""
         if file in self._by_path:
             return self._by_path[file]
         named = self._by_name.get(file.name, [])
@@ -117,7 +117,7 @@ class _Prompts:
         readers = {".jsonl": _json_rows, ".csv": _csv_rows}
         if self._path.suffix not in readers:
             raise self._error("must be a .jsonl or a .csv file.")
-        # With the mark that spreadsheets begin their files with, or without.
+        # With or without the byte order mark that spreadsheets write.
         content = self._path.read_bytes()
         try:
             return readers[self._path.suffix](content.decode("utf-8-sig"))
@@ -129,7 +129,7 @@ class _Prompts:
 
 
 def _json_rows(text: str) -> list[Any]:
-    # Not `splitlines`: JSON may have separators of other kinds within its strings.
+    # Not `splitlines`: strings in JSON may have other line separators.
     try:
         return [json.loads(line) for line in text.split("\n") if line.strip()]
     except json.JSONDecodeError as error:
@@ -137,5 +137,5 @@ def _json_rows(text: str) -> list[Any]:
 
 
 def _csv_rows(text: str) -> list[Any]:
-    # A text may have several lines.
+    # A text in quotes may have several lines.
     return list(csv.DictReader(text.splitlines(keepends=True), strict=True))

@@ -16,7 +16,7 @@ from .masks import (
 )
 
 MIN_DEPTH = 1e-3
-# Images with fewer valid pixels are not scored: two pixels are fitted exactly by every prediction, a few more almost.
+# Images with fewer valid pixels are not scored: scale and shift fit two pixels exactly, whatever the prediction is.
 MIN_VALID_PIXELS = 20
 # Aligned disparity is clipped from below at this, 1/m, before it is inverted: Marigold's evaluation does so.
 MIN_DISPARITY = 1e-3
@@ -57,7 +57,7 @@ def align(
     The aligned disparity is clipped from below at 1e-3 1/m; aligned depth is clipped to [1e-3 m, `max_depth`].
 
     Args:
-        prediction: (..., H, W); see `prediction_in_space` for what of a pipeline's output belongs to each space.
+        prediction: (..., H, W); see `prediction_in_space` for the form of a pipeline's output in each space.
         truth: Metric depth, same shape, metres; positive where valid.
         valid: Boolean, same shape.
         space: One of `ALIGNMENT_SPACES`.
@@ -86,7 +86,7 @@ def align(
     fits = [_fit(p[v].astype(np.float64), t[v].astype(np.float64), space) for p, t, v in images]
     scale, shift = (np.array([fit[i] for fit in fits]).reshape(valid.shape[:-2]) for i in (0, 1))
     axes = tuple(range(scale.ndim, valid.ndim))
-    with np.errstate(over="ignore", invalid="ignore"):  # of infinities outside the mask, which anything may be
+    with np.errstate(over="ignore", invalid="ignore"):  # values outside the mask may be infinite
         aligned = np.expand_dims(scale, axes) * prediction.astype(np.float64) + np.expand_dims(shift, axes)
     if space == "log":
         with np.errstate(over="ignore"):  # an infinite depth outside the mask is clipped or not used
@@ -129,7 +129,7 @@ def _fit(p: NDArray[np.float64], d: NDArray[np.float64], space: str) -> tuple[fl
 
 
 def fit_least_squares(p: NDArray[np.float64], target: NDArray[np.float64]) -> tuple[float, float]:
-    """Scale and shift of s·p + b = target by least squares; scale 0 for a constant `p` (N values each)."""
+    """Fits s·p + b = target by least squares (N values each): s and b; s is 0 for a constant `p`."""
     # The mean of equal numbers is not always that number: their variance would be rounding, not zero.
     if np.ptp(p) == 0:
         return 0.0, float(target.mean())

@@ -79,8 +79,8 @@ def delta_accuracy(depth: Maps, truth: Maps, valid: Mask, power: int = 1) -> Val
 def normal_angles(depth: Maps, truth: Maps, valid: Mask, intrinsics: NDArray[np.floating]) -> tuple[Values, Values]:
     """Mean and median angle between the surface normals of `depth` and of `truth`, degrees in [0, 180]; 0 is perfect.
 
-    Pixels count whose 3×3 neighbourhood (what there is of it, at the border) is valid: a normal takes its neighbours'
-    depth. NaN for an image that has none.
+    Only pixels count whose 3×3 neighbourhood within the image is valid, as a normal depends on the depth of the
+    neighbours. NaN for an image that has none.
 
     Args:
         depth: (..., H, W), H and W at least 2.
@@ -136,7 +136,7 @@ def all_metrics(
 
 
 def _checked(depth: Maps, truth: Maps, valid: Mask) -> tuple[Values, Values]:
-    """The maps in float64, with 1 wherever they do not count, so that formulas meet no zeros there."""
+    """The maps in float64, with 1 where `valid` is false, so that no formula divides by zero there."""
     check_maps(valid, depth=depth, truth=truth)
     d, t = (np.where(valid, m, 1).astype(np.float64) for m in (depth, truth))
     for name, values in (("depth", d), ("truth", t)):

@@ -1,4 +1,4 @@
-"""Whether an uncertainty map says where the error is."""
+"""Measures of an uncertainty map: whether it is large where the error is large."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .masks import (
 
 @dataclass(frozen=True)
 class Sparsification:
-    """Curves of the mean error of what is left when pixels are removed, relative to that of all.
+    """Curves of the mean error of the remaining pixels when pixels are removed, relative to that of all pixels.
 
     Attributes:
         fractions: K, shares of pixels removed, from 0 to just below 1.

@@ -23,7 +23,7 @@ MARGIN = 8
 TEXT_SIZE = 14
 LINE = 20
 UNKNOWN_GREY = 200
-# Relative error at the bright end of the error map; the same in every picture, so that they can be compared.
+# Relative error at the bright end of the error map; the same in all pictures, so that they can be compared.
 MAX_ERROR = 0.5
 ERROR_COLORMAP = "inferno"
 COLUMNS = (
@@ -48,7 +48,7 @@ def pick_images(entries: Sequence[Mapping[str, Any]]) -> list[tuple[str, Mapping
     middle = max(0, count // 2 - EACH // 2)
     starts = {"best": 0, "median": middle, "worst": max(0, count - EACH)}
     names: dict[int, str] = {}
-    # The extremes first: of a few images, the one in the middle may be the best as well.
+    # The extremes first: of a few images, the median may also be the best.
     for name in ("best", "worst", "median"):
         for position in range(starts[name], min(starts[name] + EACH, count)):
             names.setdefault(position, name)
@@ -93,10 +93,10 @@ def contact_sheet(
 
 
 def draw_sheet(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[NDArray[np.uint8]]]]) -> NDArray[np.uint8]:
-    """Puts titled rows of pictures below each other, all resized to one width.
+    """Draws titled rows of pictures below each other, all resized to one width.
 
     Args:
-        columns: What is above each column.
+        columns: The title of each column.
         rows: Title and pictures (H×W×3, uint8) of each row, as many as there are columns.
 
     Returns:
@@ -107,7 +107,7 @@ def draw_sheet(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[NDArra
     height = MARGIN + LINE + sum(LINE + max(tile.shape[0] for tile in tiles) + MARGIN for _, tiles in rows)
     sheet = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(sheet)
-    # Pillow's own font has no Greek, and names of images may be in any script.
+    # Pillow's default font has no Greek letters, and names of images may be in any script.
     font = ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), TEXT_SIZE)
     lefts = [MARGIN + column * (TILE_WIDTH + MARGIN) for column in range(len(columns))]
     for left, column in zip(lefts, columns, strict=True):
@@ -123,7 +123,7 @@ def draw_sheet(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[NDArra
 
 
 def color_depth(depth: NDArray[np.floating], log_near: float, log_far: float) -> NDArray[np.uint8]:
-    """Colours depth by its place between two log depths: H×W×3, uint8."""
+    """Colours depth by its position between two log depths: H×W×3, uint8."""
     extent = max(log_far - log_near, 1e-6)
     return colorize_depth(np.clip((np.log(depth) - log_near) / extent, 0, 1))
 

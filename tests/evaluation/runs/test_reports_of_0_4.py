@@ -1,9 +1,8 @@
-"""Reports, records and stopped runs of 0.4.0 in tests/data/reports: what is written today is the same, key by key."""
+"""Reports and records of 0.4.0 in tests/data/reports: what is written today is the same, key by key."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +63,7 @@ def assert_same_report(path: Path, name: str) -> None:
     assert_same(found, expected)
 
 
-def evaluate(folder: Path, output: Path, on_progress: Any = None) -> None:
+def evaluate(folder: Path, output: Path) -> None:
     """Evaluates three frames, the second without depth."""
     frames = [sloping_frame(number) for number in range(3)]
     frames[1]["depth.png"] = png(np.zeros((48, 64), np.uint16))
@@ -73,10 +72,10 @@ def evaluate(folder: Path, output: Path, on_progress: Any = None) -> None:
     pipe.set_progress_bar_config(disable=True)
     settings = EvaluationSettings(PredictionSettings(ensemble_size=2, seed=1))
     model = {"name": "m", "sha256": "0", "variant": None}
-    run_evaluation(pipe, data, settings, output, model, on_progress=on_progress)
+    run_evaluation(pipe, data, settings, output, model)
 
 
-def adhere(folder: Path, output: Path, on_progress: Any = None) -> None:
+def adhere(folder: Path, output: Path) -> None:
     """Measures the adherence of two photos."""
     folder.mkdir()
     images = []
@@ -85,39 +84,12 @@ def adhere(folder: Path, output: Path, on_progress: Any = None) -> None:
         build_image(number).save(path)
         images.append(PromptedImage(path.name, path, "a" * number))
     settings = AdherenceSettings(num_inference_steps=2, guidance_scale=2.0, depth=PredictionSettings(seed=1))
-    run_adherence(build_pipelines()[0], images, settings, output, {"base": "tiny"}, on_progress=on_progress)
+    run_adherence(build_pipelines()[0], images, settings, output, {"base": "tiny"})
 
 
 @pytest.mark.parametrize(("name", "run"), [("evaluate", evaluate), ("adherence", adhere)])
 def test_report_is_that_of_0_4(name, run, tmp_path):
     run(tmp_path / "data", tmp_path / "report.json")
-    assert_same_report(tmp_path / "report.json", name)
-
-
-@pytest.mark.parametrize(("name", "run"), [("evaluate", evaluate), ("adherence", adhere)])
-def test_run_that_0_4_was_stopped_in_is_resumed(name, run, tmp_path):
-    class Stopped(Exception):
-        """Stands for a kill."""
-
-    def stop(done: int, total: int) -> None:
-        raise Stopped
-
-    with pytest.raises(Stopped):
-        run(tmp_path / "data", tmp_path / "report.json", stop)
-    partial = tmp_path / "report.partial"
-    today, kept = read(partial / "run.json"), read(REPORTS / f"{name}.partial" / "run.json")
-    assert_same(today, kept)
-    shutil.rmtree(partial)
-    shutil.rmtree(tmp_path / "data")
-    shutil.copytree(REPORTS / f"{name}.partial", partial)
-    # The same machine, versions and data.
-    kept["identity"] = today["identity"]
-    (partial / "run.json").write_text(json.dumps(kept))
-    progress = []
-    run(tmp_path / "data", tmp_path / "report.json", lambda *step: progress.append(step))
-    report = read(tmp_path / "report.json")
-    assert progress[0] == (1, len(report["per_image"]))
-    assert report["time"]["started"] == kept["started"]
     assert_same_report(tmp_path / "report.json", name)
 
 
