@@ -72,7 +72,9 @@ def test_base_tells_captions_apart():
 
 def test_from_frames_to_the_report(frames, tmp_path, capsys):
     """Two steps of each training with the flags of the demonstration, then the measure on what came out."""
-    DepthFMPipeline(**build_components(), default_num_inference_steps=1, default_processing_resolution=64).save_pretrained(tmp_path / "depth")
+    DepthFMPipeline(
+        **build_components(), default_num_inference_steps=1, default_processing_resolution=64
+    ).save_pretrained(tmp_path / "depth")
     (tmp_path / "unet.json").write_text(
         json.dumps(json.loads(Path(train_base.__file__).with_name("unet.json").read_text()) | UNET)
     )

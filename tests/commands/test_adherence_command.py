@@ -27,7 +27,9 @@ def models(tmp_path_factory) -> dict[str, Path]:
     pipe = build_stable_diffusion(root / "base", "1.5")
     build_stable_diffusion(root / "other", "2.1")
     build_controlnet(pipe.unet).save_pretrained(root / "controlnet")
-    DepthFMPipeline(**build_components(), default_num_inference_steps=1, default_processing_resolution=64).save_pretrained(root / "depth")
+    DepthFMPipeline(
+        **build_components(), default_num_inference_steps=1, default_processing_resolution=64
+    ).save_pretrained(root / "depth")
     build_pipelines()[0].save_pretrained(root / "complete")
     return {name: root / name for name in ("base", "other", "controlnet", "depth", "complete")}
 

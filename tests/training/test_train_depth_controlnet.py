@@ -72,7 +72,9 @@ def models(tmp_path_factory) -> dict[str, Path]:
         pipe = build_stable_diffusion(root / layout, layout, prediction)
         if layout == "1.5":
             build_effective_controlnet(pipe.unet).save_pretrained(root / "controlnet")
-    DepthFMPipeline(**build_components(), default_num_inference_steps=1, default_processing_resolution=64).save_pretrained(root / "depth")
+    DepthFMPipeline(
+        **build_components(), default_num_inference_steps=1, default_processing_resolution=64
+    ).save_pretrained(root / "depth")
     return {name: root / name for name in ("1.5", "2.1", "controlnet", "depth")}
 
 

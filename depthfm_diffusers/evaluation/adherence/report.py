@@ -35,7 +35,7 @@ def build_adherence_report(entries: Sequence[Mapping[str, Any]], conditions: Seq
 
     Args:
         entries: Of each image, the scores under each condition and of the reference; `None` where one is not defined.
-        conditions: Those that there are.
+        conditions: The conditions that images were generated under.
 
     Returns:
         What JSON can hold: `format`; `images`, how many; `mean`, `interval` (bootstrap, 95 %) and `counts` (images

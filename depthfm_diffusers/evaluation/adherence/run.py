@@ -146,7 +146,7 @@ class _Run:
         self._log_depths: dict[int, torch.Tensor] = {}
 
     def check_sizes(self) -> None:
-        """Checks that there is an image to generate for each photo, before any network runs."""
+        """Checks that all photos are large enough, before any network runs."""
         for number in range(len(self.images)):
             with named_image(self.images[number].key):
                 pixels = self._pixels(number)

@@ -136,7 +136,7 @@ def all_metrics(
 
 
 def _checked(depth: Maps, truth: Maps, valid: Mask) -> tuple[Values, Values]:
-    """The maps in float64, with 1 where `valid` is false, so that no formula divides by zero there."""
+    """Checks maps; returns them in float64, with 1 where `valid` is false: no formula divides by zero there."""
     check_maps(valid, depth=depth, truth=truth)
     d, t = (np.where(valid, m, 1).astype(np.float64) for m in (depth, truth))
     for name, values in (("depth", d), ("truth", t)):

@@ -135,11 +135,11 @@ def _notes(report: Mapping[str, Any]) -> list[str]:
             f"{len(few)} more with fewer than {MIN_VALID_PIXELS} valid pixels are not scored, the first is {few[0]}"
         )
     if upside_down:
-        lines.append(
-            f"{len(upside_down)} predictions have near and far swapped, the first is {upside_down[0]}: the alignment "
-            "turned them"
-        )
-        lines.append("over by a negative scale. They are scored as aligned, as the field's protocol has it.")
+        lines += [
+            f"Upside down: {len(upside_down)} of {report['images']} predictions, the first is {upside_down[0]}. Near and "
+            "far are swapped, and the",
+            "alignment has a negative scale. They count with their scores after alignment, as in the field's protocol.",
+        ]
     return lines
 
 

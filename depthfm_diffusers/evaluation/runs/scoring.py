@@ -23,7 +23,7 @@ from ..metrics.uncertainty import (rank_correlation, sparsification_error,)
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """What a model is evaluated with. `None` leaves a value to the benchmark, or else to the model.
+    """How a model is evaluated. `None` leaves a value to the benchmark, or else to the model.
 
     Attributes:
         prediction: How depth is predicted. A `processing_resolution` of `None` is the benchmark's if it fixes one. Of

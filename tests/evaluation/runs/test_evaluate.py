@@ -246,9 +246,7 @@ def test_predictions_that_are_upside_down_are_named(pipe, tmp_path, space, monke
     report = benchmark.run_evaluation(pipe, data, settings, tmp_path / "r.json", {"name": "m", "sha256": "0"})
     assert report["images"] == 3
     assert report["images_upside_down"] == ([] if space == "none" else [swapped])
-    assert ("1 predictions have near and far swapped, the first is frame0001" in format_report(report)) == (
-        space != "none"
-    )
+    assert ("Upside down: 1 of 3 predictions, the first is frame0001" in format_report(report)) == (space != "none")
     if space == "log":
         assert report["per_image"][1]["scale"] == pytest.approx(-1, abs=1e-5)
         assert report["per_image"][1]["abs_rel"] == pytest.approx(0, abs=1e-5)
