@@ -8,6 +8,9 @@ import sys
 
 # Nothing in this suite may reach a hub; must be set before huggingface_hub is imported.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# The networks are tiny, and pytest-xdist has a process for each core: threads of torch and NumPy would only wait for
+# each other. Must be set before either is imported; the processes that tests start inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
 

@@ -6,22 +6,20 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import train_depthfm
+from helpers import forked_python
 from helpers.training_runs import (
     assert_same_state,
     flow_flags,
     reset_accelerate,
 )
 
-TRAINING = Path(train_depthfm.__file__).parent
-
 pytestmark = pytest.mark.usefixtures("fresh_accelerate_state")
-SCRIPT = TRAINING / "train_depthfm.py"
+SCRIPT = Path(train_depthfm.__file__)
 
 JITTER = ("--min_crop", "0.8", "--jitter", "0.2")
 
@@ -66,26 +64,26 @@ def test_run_killed_at_random_steps_ends_as_one_never_stopped(shard, parts, tmp_
     seed = random.randrange(10**6)
     choice = random.Random(seed)
 
-    command = [sys.executable, str(SCRIPT), *flow_flags(shard, parts, tmp_path / "killed", *flags)]
+    command = [str(SCRIPT), *flow_flags(shard, parts, tmp_path / "killed", *flags)]
     command += ["--resume_from_checkpoint", "latest"]
     output = tmp_path / "killed"
     for lowest in (2, 6):
         reached = choice.choice([lowest, lowest + 2])
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while process.poll() is None and not (output / f"checkpoint-{reached}").is_dir():
+        process = forked_python.start(command)
+        while process.exitcode is None and not (output / f"checkpoint-{reached}").is_dir():
             time.sleep(0.01)
         time.sleep(choice.uniform(0, 0.3))
         process.kill()
-        process.wait()
+        process.join()
     assert not (output / "model_index.json").exists(), f"the run ended before it was killed (seed {seed})"
-    subprocess.run(command, check=True, capture_output=True)
+    status, said = forked_python.run(command, tmp_path / "log")
+    assert status == 0, said
     assert_same_state(tmp_path / "whole", output, step=12)
 
 
 # Runs the script with what is put in BEFORE done when the second checkpoint begins.
 DRIVER = """
 import os, resource, signal, sys
-sys.path.insert(0, sys.argv[1])
 import accelerate.checkpointing as checkpointing
 from accelerate import Accelerator
 import train_depthfm
@@ -97,7 +95,7 @@ def save_second_state(self, folder, **kwargs):
 def kill(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
 Accelerator.save_state = save_second_state
-train_depthfm.main(sys.argv[2:])
+train_depthfm.main(sys.argv[1:])
 """
 # After the model's file, when the optimizer's is to be written.
 KILLED = "checkpointing.save = kill"
@@ -112,12 +110,11 @@ def test_checkpoint_that_cannot_be_written_leaves_the_last_one(shard, parts, tmp
     train_depthfm.main(flow_flags(shard, parts, tmp_path / "whole", *flags))
     reset_accelerate()
     stopped = flow_flags(shard, parts, tmp_path / "stopped", *flags)
-    driver = [sys.executable, "-c", DRIVER.format(before=before), str(TRAINING), *stopped]
-    run = subprocess.run(driver, capture_output=True, text=True)
-    assert run.returncode == returned, run.stderr
+    status, said = forked_python.run(["-c", DRIVER.format(before=before), *stopped], tmp_path / "log")
+    assert status == returned, said
     left = sorted(p.name for p in (tmp_path / "stopped").glob("*checkpoint-*"))
     if before == FULL:
-        assert "earlier checkpoints are unharmed" in run.stderr
+        assert "earlier checkpoints are unharmed" in said
         assert left == ["checkpoint-2"]
     else:
         assert left == ["checkpoint-2", "partial-checkpoint-4"]

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,6 +14,7 @@ import torch
 import train_depth_controlnet
 from accelerate import Accelerator
 from diffusers import ControlNetModel, DDPMScheduler, StableDiffusionPipeline
+from helpers import forked_python
 from helpers.captioned import (
     picture,
     write_caption_shard,
@@ -283,18 +281,18 @@ def test_resumed_run_equals_one_never_stopped(models, images, tmp_path, extra):
 def test_run_killed_at_a_random_step_ends_as_one_never_stopped(models, images, tmp_path):
     more = ("--max_train_steps", "10")
     train(models, images, tmp_path / "whole", *more)
-    command = [sys.executable, str(SCRIPT), *flags(models, images, tmp_path / "killed", *more)]
+    command = [str(SCRIPT), *flags(models, images, tmp_path / "killed", *more)]
     command += ["--resume_from_checkpoint", "latest"]
     seed = random.randrange(10**6)
     reached = random.Random(seed).choice([2, 4, 6])
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
-    while process.poll() is None and not (tmp_path / "killed" / f"checkpoint-{reached}").is_dir():
+    process = forked_python.start(command)
+    while process.exitcode is None and not (tmp_path / "killed" / f"checkpoint-{reached}").is_dir():
         time.sleep(0.01)
     process.kill()
-    process.wait()
+    process.join()
     assert not (tmp_path / "killed" / "config.json").exists(), f"the run ended before it was killed (seed {seed})"
-    subprocess.run(command, check=True, capture_output=True, env=environment)
+    status, said = forked_python.run(command, tmp_path / "log")
+    assert status == 0, said
     assert_same_state(tmp_path / "whole", tmp_path / "killed", 10, STATE)
 
 

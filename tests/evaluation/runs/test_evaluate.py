@@ -355,7 +355,7 @@ def test_two_processes_go_on_where_one_was_stopped(evaluate, model, pairs, tmp_p
     given = ["--benchmark", "pairs", "--root", pairs, "--model", model, "--device", "cpu", "--steps", 1]
     command = [*launch, "-m", "depthfm_diffusers.cli", "evaluate", *map(str, given), "--output", "report.json"]
     # Other threads than in this process, for NumPy and torch.
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("written to report.json") == 1

@@ -1,0 +1,62 @@
+"""What holds for every source file, and no linter checks."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from helpers.repository import ROOT
+
+LINES = 450
+# Longer than that; nothing is added here.
+LONG = {"depthfm_diffusers/pipelines/depthfm/pipeline_depthfm.py"}
+# Words that are nouns where they come first, and functions whose docstring is still to be mended.
+NOUNS = {"Error", "Image", "Map", "Mean", "Name", "Path"}
+IMPERATIVE = {
+    *("_build_pipeline", "_check_output", "_load_autoencoder", "_moved_into_place", "_plain", "_refuse_inexpressible"),
+    *("__getstate__", "add_noise", "aligned_guidance", "augment", "forward", "from_tensor", "index_for_timestep"),
+    *("load_checkpoint", "register_with_diffusers", "scale_model_input", "set_begin_index"),
+}
+CODE = [path for top in ("depthfm_diffusers", "training", "benchmarks") for path in sorted((ROOT / top).rglob("*.py"))]
+TEXT = [
+    path for path in (ROOT / "docs", ROOT / "model_cards", ROOT / "examples") for path in sorted(path.glob("*.md"))
+]
+TEXT += [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "training").rglob("*.yaml")), ROOT / ".ci" / "run"]
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def name(path: Path) -> str:
+    """A file's path in the repository."""
+    return path.relative_to(ROOT).as_posix()
+
+
+def test_no_file_is_long():
+    long = {name(path) for path in CODE if len(path.read_text(encoding="utf-8").splitlines()) > LINES}
+    assert long == LONG
+
+
+@pytest.mark.parametrize("path", [*CODE, *TEXT], ids=name)
+def test_no_path_of_one_machine(path):
+    assert re.findall(r"(?<![\w.])/(?:home|root|opt|work|tmp|mnt|Users)/\w+", path.read_text(encoding="utf-8")) == []
+
+
+def summaries() -> dict[tuple[str, str], str]:
+    """The first word of each docstring of a function of the package and the scripts, by where it is."""
+    found = {}
+    for path in CODE:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, FUNCTIONS) and (text := ast.get_docstring(node)):
+                found[name(path), node.name] = re.match(r"\W*(\w*)", text).group(1)
+    return found
+
+
+def test_docstrings_are_in_the_third_person():
+    """As in "Reads the file": no function's docstring begins with "Read", if another one's begins with "Reads"."""
+    first = summaries()
+    imperative = {word.removesuffix("s") for word in first.values() if re.fullmatch("[A-Z][a-z]{2,}s", word)}
+    imperative |= {word.removesuffix("es") for word in first.values() if re.fullmatch("[A-Z][a-z]+(ch|sh|ss)es", word)}
+    assert {"Return", "Read", "Check"} <= imperative
+    wrong = {place: word for place, word in first.items() if word in imperative - NOUNS}
+    assert {(path, function) for path, function in wrong if function not in IMPERATIVE} == set()
