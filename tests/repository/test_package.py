@@ -103,7 +103,10 @@ def test_installed_package_is_the_one_that_runs(environment, tmp_path):
 
 def test_version_is_the_same_everywhere():
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    assert re.search(r"^## \[(.+?)\]", changelog, re.MULTILINE).group(1) == depthfm_diffusers.__version__
+    version, date = re.search(r"^## \[(.+?)\] - (\S+)$", changelog, re.MULTILINE).groups()
+    assert version == depthfm_diffusers.__version__
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f'\nversion: {version}\ndate-released: "{date}"\n' in citation
 
 
 def test_every_dependency_is_pinned_in_the_constraints():
