@@ -53,7 +53,7 @@ def convert_checkpoint(
     variant: str | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Convert a checkpoint of the DepthFM authors to a complete diffusers folder, which needs nothing else to run.
+    """Converts a checkpoint of the DepthFM authors to a complete diffusers folder, which needs nothing else to run.
 
     The folder has float32 safetensors. It is written beside `output` under a name that starts with a dot and contains
     `.incomplete-`, and moved into place when complete: whatever happens, `output` is absent, complete, or what it was
