@@ -33,7 +33,6 @@ from depthfm_diffusers.training.config import (
     positive_int,
     share,
 )
-from depthfm_diffusers.training.data.captioned_images import open_captioned_images
 from depthfm_diffusers.training.data.controlnet_data import (
     CachedControl,
     ControlImages,
@@ -48,6 +47,7 @@ from depthfm_diffusers.training.data.sampling import EpochBatchSampler
 from depthfm_diffusers.training.data.sources import (
     MixedFrames,
     has_weights,
+    open_captioned_images,
 )
 from depthfm_diffusers.training.loop import (
     COUNT,

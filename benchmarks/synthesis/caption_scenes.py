@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "training"))
 
 from depthfm_diffusers.frames import split_by_scene
-from depthfm_diffusers.training.data.captioned_images import open_captioned_images
+from depthfm_diffusers.training.data.sources import open_captioned_images
 from depthfm_diffusers.utils.files import atomic_write
 
 CAPTIONS = {True: "a room", False: "a street"}

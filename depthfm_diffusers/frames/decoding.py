@@ -1,7 +1,8 @@
-"""Decodes frames, wherever their bytes come from.
+"""Decodes frames and captioned images, wherever their bytes come from.
 
-Images are 8 bit: grey, palette and other modes become RGB, transparency is dropped, an EXIF orientation is not
-applied. Depth is 16-bit grey (PNG, TIFF) in counts of `depth_scale` metres, or floating point (32-bit TIFF, `.npy`).
+Images are 8 bit: grey, palette and other modes become RGB, and transparency is dropped. An EXIF orientation is applied
+only to images without depth. Depth is 16-bit grey (PNG, TIFF) in counts of `depth_scale` metres, or floating
+point (32-bit TIFF, `.npy`).
 """
 
 from __future__ import annotations
@@ -16,12 +17,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..geometry import intrinsics_from_fov
-from .frame import (
-    Frame,
-    FrameError,
-)
+from .frame import CaptionedImage, Frame, FrameError
 
+# What a folder is searched for.
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".gif", ".pgm", ".ppm")
 COUNT_MODES = ("I;16", "I;16L", "I;16B", "I")
 METRES_PER_COUNT = 0.001
 NPY_MAGIC = b"\x93NUMPY"
@@ -29,19 +28,20 @@ NPY_MAGIC = b"\x93NUMPY"
 
 @dataclass(frozen=True)
 class EncodedFrame:
-    """A frame as it was stored.
+    """A frame, or an image with a caption, as it is stored.
 
     Attributes:
         key: Name of the frame inside its source.
         origin: File that messages name beside the key.
         scene: Name of the scene.
         image: Content of the image file.
-        depth: Content of the depth file.
+        depth: Content of the depth file; empty for an image without depth.
         image_field: What the image is called in the source, for messages.
         depth_field: What the depth is called in the source, for messages.
         metadata: May have `fov_x_deg` (degrees) or `intrinsics` (fx, fy, cx, cy in pixels, pixel centres at
             integers), `depth_scale` (metres per stored unit; 0.001 for integers, 1 for floating point) and
-            `sky_value` (the stored number that means sky). Numbers may be given as text; other fields are ignored.
+            `sky_value` (the stored number that means sky), or a caption. Numbers may be given as text; other fields
+            are ignored.
     """
 
     key: str
@@ -54,19 +54,19 @@ class EncodedFrame:
     metadata: Mapping[str, Any]
 
     def error(self, message: str) -> FrameError:
-        """An error that names this frame."""
+        """Returns an error that names this frame."""
         return frame_error(self.key, self.origin, message)
 
 
 def frame_error(key: str, origin: str, message: str) -> FrameError:
-    """An error that names a frame and its file."""
+    """Returns an error that names a frame and its file."""
     return FrameError(f"Frame {key!r} of {origin}: {message}")
 
 
 def decode_frame(encoded: EncodedFrame) -> Frame:
     """Decodes a frame.
 
-    A frame without any known depth is returned as it is: what to do with it is the objective's business.
+    A frame without any known depth is no error here: the caller decides what to do with it.
 
     Raises:
         FrameError: Naming the frame and the field that cannot be used.
@@ -82,8 +82,21 @@ def decode_frame(encoded: EncodedFrame) -> Frame:
     return Frame(encoded.key, encoded.scene, image, depth, _camera(encoded, *depth.shape), sky)
 
 
+def decode_captioned_image(encoded: EncodedFrame, caption_names: Sequence[str]) -> CaptionedImage:
+    """Decodes an image; its caption is the first of the fields `caption_names` that the metadata have.
+
+    Raises:
+        FrameError: If the image cannot be decoded, or the caption is not text.
+    """
+    image = decode_image(encoded, upright=True)
+    caption = next((encoded.metadata[name] for name in caption_names if name in encoded.metadata), None)
+    if caption is not None and not isinstance(caption, str):
+        raise encoded.error(f"its caption is {type(caption).__name__}, not text: {caption!r}.")
+    return CaptionedImage(encoded.key, encoded.scene, image, caption or "")
+
+
 def has_camera(metadata: Mapping[str, Any]) -> bool:
-    """Whether a frame's metadata say how it was projected."""
+    """Returns whether a frame's metadata say how it was projected."""
     return _given(metadata, "fov_x_deg") or _given(metadata, "intrinsics")
 
 
@@ -103,19 +116,20 @@ def open_picture(encoded: EncodedFrame, content: bytes, field: str) -> Image.Ima
     try:
         picture = Image.open(io.BytesIO(content))
         picture.load()
-    except Exception as error:  # whatever the decoder stumbles over
-        # Pillow names the buffer's address, which tells nothing.
+    except Exception as error:  # decoders raise errors of many types
+        # Pillow's message has the address of the buffer, which does not help.
         reason = str(error) if "BytesIO" not in str(error) else "not a picture that Pillow knows"
         raise encoded.error(f"{field} is not a readable image ({reason}).") from error
     return picture
 
 
 def decode_image(encoded: EncodedFrame, upright: bool = False) -> np.ndarray:
-    """The image of a frame, H×W×3, uint8.
+    """Decodes the image of a frame: H×W×3, uint8.
 
     Args:
         encoded: The frame.
-        upright: Whether an EXIF orientation is applied: it is not where a depth map belongs to the stored pixels.
+        upright: Whether an EXIF orientation is applied. With depth it must not be: the depth map fits the stored
+            pixels.
 
     Raises:
         FrameError: If it cannot be decoded, or has more than 8 bits per channel.
@@ -128,12 +142,12 @@ def decode_image(encoded: EncodedFrame, upright: bool = False) -> np.ndarray:
 
 
 def _decode_depth(encoded: EncodedFrame) -> np.ndarray:
-    """H×W as stored, of an integer or a floating-point type."""
+    """Returns the depth as stored: H×W, of an integer or a floating-point type."""
     field = encoded.depth_field
     if encoded.depth.startswith(NPY_MAGIC):
         try:
             stored = np.load(io.BytesIO(encoded.depth), allow_pickle=False)
-        except Exception as error:  # as above, from a broken header
+        except Exception as error:  # as above
             raise encoded.error(f"{field} is not a readable .npy file ({error}).") from error
         if stored.ndim != 2 or stored.dtype.kind != "f" or stored.size == 0:
             raise encoded.error(
@@ -176,6 +190,8 @@ def _camera(encoded: EncodedFrame, height: int, width: int) -> np.ndarray | None
         fov_x_deg = _number(encoded, "fov_x_deg")
         if not 0.0 < fov_x_deg < 180.0:
             raise encoded.error(f"fov_x_deg is {fov_x_deg}, not between 0 and 180.")
+        from ..geometry import intrinsics_from_fov  # needs torch, which frames without a camera do not
+
         return intrinsics_from_fov(fov_x_deg, height, width).numpy()
     if not by_intrinsics:
         return None

@@ -9,110 +9,134 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .decoding import (
-    EncodedFrame,
-    frame_error,
-)
+from .decoding import IMAGE_SUFFIXES, EncodedFrame, frame_error, has_camera
+from .reader import FrameReader, first_few
+from .stored_files import StoredFile
 
 IMAGE_FOLDERS = ("images", "rgb")
 DEPTH_FOLDER = "depth"
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 DEPTH_SUFFIXES = (".png", ".npy", ".tif", ".tiff")
 METADATA_NAMES = ("metadata.csv", "metadata.jsonl")
-NAMED_IN_MESSAGES = 5
-
-
-@dataclass(frozen=True)
-class FramePair:
-    """The two files of a frame.
-
-    Attributes:
-        key: Path of either file in its folder, without the extension.
-        folder: The folder that holds both folders.
-        image: The image file.
-        depth: The depth file.
-        metadata: The frame's row in the metadata; empty without metadata.
-    """
-
-    key: str
-    folder: Path
-    image: Path
-    depth: Path
-    metadata: Mapping[str, Any]
-
-    def encoded(self, scene: str, metadata: Mapping[str, Any]) -> EncodedFrame:
-        """Reads both files.
-
-        Args:
-            scene: Name of the frame's scene.
-            metadata: What holds for the frame: its own metadata, or those with settings in their place.
-
-        Raises:
-            FrameError: If a file cannot be read.
-        """
-        fields = [file.relative_to(self.folder).as_posix() for file in (self.image, self.depth)]
-        contents = []
-        for file, field in zip((self.image, self.depth), fields, strict=True):
-            try:
-                contents.append(file.read_bytes())
-            except OSError as error:
-                raise frame_error(self.key, str(self.folder), f"cannot read {field} ({error.strerror}).") from error
-        return EncodedFrame(
-            key=self.key,
-            origin=str(self.folder),
-            scene=scene,
-            image=contents[0],
-            depth=contents[1],
-            image_field=fields[0],
-            depth_field=fields[1],
-            metadata=metadata,
-        )
 
 
 def is_pair_folder(folder: Path) -> bool:
-    """Whether a folder has the subfolders of images and of depth."""
+    """Returns whether a folder has the subfolders of images and of depth."""
     return (folder / DEPTH_FOLDER).is_dir() and any((folder / name).is_dir() for name in IMAGE_FOLDERS)
 
 
-def pair_files(folder: Path) -> tuple[list[FramePair], Path | None]:
-    """Finds the pairs of a folder.
+class PairReader(FrameReader):
+    """Frames of a folder of images and a folder of depth maps, in the order of their keys.
 
-    Returns:
-        The pairs, ordered by key, and the file of metadata if there is one.
+    A frame's key is its path in these folders without the extension.
+
+    Args:
+        folder: The folder that has both.
+
+    Attributes:
+        metadata: The row of each frame in the metadata file; empty without such a file.
 
     Raises:
         FileNotFoundError: If a subfolder is missing.
         ValueError: If files have no partner, or the metadata do not fit them.
     """
-    found = [folder / name for name in IMAGE_FOLDERS if (folder / name).is_dir()]
-    if len(found) != 1 or not (folder / DEPTH_FOLDER).is_dir():
-        problem = "has both images/ and rgb/" if len(found) > 1 else "lacks images/ (or rgb/) or depth/"
-        raise FileNotFoundError(f"The folder {folder} {problem}.")
-    images = _files_by_key(found[0], IMAGE_SUFFIXES)
-    depths = _files_by_key(folder / DEPTH_FOLDER, DEPTH_SUFFIXES)
-    alone = [images[key] for key in images if key not in depths] + [depths[k] for k in depths if k not in images]
-    if alone:
-        raise ValueError(f"{len(alone)} file(s) have no partner of the same name: {_some(alone)}.")
-    metadata_files = [folder / name for name in METADATA_NAMES if (folder / name).is_file()]
-    if len(metadata_files) > 1:
-        raise ValueError(f"{folder} has both {' and '.join(METADATA_NAMES)}; keep one.")
-    metadata: dict[str, dict[str, Any]] = {}
-    for file in metadata_files:
-        metadata = _metadata_by_key(file, found[0].name, images)
-    pairs = [FramePair(key, folder, images[key], depths[key], metadata.get(key, {})) for key in sorted(images)]
-    return pairs, metadata_files[0] if metadata_files else None
+
+    KIND = "Pair"
+
+    def __init__(self, folder: Path) -> None:
+        found = [folder / name for name in IMAGE_FOLDERS if (folder / name).is_dir()]
+        if len(found) != 1 or not (folder / DEPTH_FOLDER).is_dir():
+            problem = "has both images/ and rgb/" if len(found) > 1 else "lacks images/ (or rgb/) or depth/"
+            raise FileNotFoundError(f"The folder {folder} {problem}.")
+        images = _files_by_key(found[0], IMAGE_SUFFIXES)
+        depths = _files_by_key(folder / DEPTH_FOLDER, DEPTH_SUFFIXES)
+        alone = [images[key] for key in images if key not in depths] + [depths[k] for k in depths if k not in images]
+        if alone:
+            raise ValueError(f"{len(alone)} file(s) have no partner of the same name: {first_few(alone)}.")
+        metadata_files = [folder / name for name in METADATA_NAMES if (folder / name).is_file()]
+        if len(metadata_files) > 1:
+            raise ValueError(f"{folder} has both {' and '.join(METADATA_NAMES)}; keep one.")
+        rows: dict[str, dict[str, Any]] = {}
+        for file in metadata_files:
+            rows = _metadata_by_key(file, found[0].name, images)
+        self.folder = folder
+        self.keys = sorted(images)
+        self.metadata = [rows.get(key, {}) for key in self.keys]
+        self._images, self._depths = ([files[key] for key in self.keys] for files in (images, depths))
+        self._metadata_files = metadata_files
+        # The fingerprint is made in this order.
+        self.files = [*metadata_files, *self._images, *self._depths]
+        self.scenes = None
+        if any("scene" in row for row in self.metadata):
+            self.scenes = [row.get("scene") for row in self.metadata]
+        self.has_cameras = all(map(has_camera, self.metadata))
+
+    def stored(self, index: int) -> tuple[StoredFile, StoredFile]:
+        """Returns the image file and the depth file of a frame."""
+        files = (self._images[index], self._depths[index])
+        image, depth = (StoredFile(file.relative_to(self.folder).as_posix(), file) for file in files)
+        return image, depth
+
+    def encoded(self, index: int) -> EncodedFrame:
+        """Reads a frame from its two files."""
+        key, origin = self.keys[index], str(self.folder)
+        stored = self.stored(index)
+        image, depth = (read_file(file, key, origin) for file in stored)
+        return EncodedFrame(key, origin, "", image, depth, stored[0].name, stored[1].name, self.metadata[index])
+
+    def scene_file(self, index: int) -> Path:
+        """Returns the metadata file; the folder, if there is none."""
+        return (*self._metadata_files, self.folder)[0]
+
+
+class ImageFileReader(FrameReader):
+    """The images in a folder and its subfolders, without depth or captions; a key is the path in the folder.
+
+    Args:
+        folder: The folder.
+    """
+
+    KIND = "File"
+
+    def __init__(self, folder: Path) -> None:
+        files = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        self.files = sorted(path for path in files if path.is_file())
+        self.keys = [path.relative_to(folder).as_posix() for path in self.files]
+        self.scenes = None
+
+    def encoded(self, index: int) -> EncodedFrame:
+        """Reads an image from its file."""
+        key, path = self.keys[index], self.files[index]
+        image = read_file(StoredFile("the file", path), key, str(path))
+        return EncodedFrame(key, str(path), "", image, b"", "the file", "", {})
+
+    def scene_file(self, index: int) -> Path:
+        """Returns the image's file."""
+        return self.files[index]
+
+
+def read_file(stored: StoredFile, key: str, origin: str) -> bytes:
+    """Reads one file of a frame.
+
+    Raises:
+        FrameError: If it cannot be read.
+    """
+    try:
+        return stored.read()
+    except OSError as error:
+        raise frame_error(key, origin, f"cannot read {stored.name} ({error.strerror}).") from error
 
 
 def _files_by_key(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
     files = [p for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.startswith(".")]
     unknown = [file for file in files if file.suffix.lower() not in suffixes]
     if unknown:
-        raise ValueError(f"{len(unknown)} file(s) in {folder} are none of {', '.join(suffixes)}: {_some(unknown)}.")
+        raise ValueError(
+            f"{len(unknown)} file(s) in {folder} are none of {', '.join(suffixes)}: {first_few(unknown)}."
+        )
     found: dict[str, Path] = {}
     for file in files:
         key = file.relative_to(folder).with_suffix("").as_posix()
@@ -139,7 +163,7 @@ def _metadata_by_key(file: Path, images_name: str, images: dict[str, Path]) -> d
         rows[key] = row
     missing = [images[key] for key in images if key not in rows]
     if missing:
-        raise ValueError(f"{file} has no row for {len(missing)} image(s): {_some(missing)}.")
+        raise ValueError(f"{file} has no row for {len(missing)} image(s): {first_few(missing)}.")
     return rows
 
 
@@ -156,8 +180,3 @@ def _read_rows(file: Path) -> list[dict[str, Any]]:
         if not isinstance(row, dict) or None in row:
             raise ValueError(f"{file}, row {number} does not fit the columns: {row!r}.")
     return rows
-
-
-def _some(files: Sequence[Path]) -> str:
-    more = len(files) - NAMED_IN_MESSAGES
-    return ", ".join(map(str, files[:NAMED_IN_MESSAGES])) + (f" and {more} more" if more > 0 else "")

@@ -8,10 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# Only these are taken from a folder. A file that is named itself, or by a pattern, may have any suffix.
-IMAGE_SUFFIXES = frozenset(
-    {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
-)
+from ..frames.decoding import IMAGE_SUFFIXES
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from PIL import Image
 
 from depthfm_diffusers import DepthFMPipeline, cli
 from depthfm_diffusers.frames import split_by_scene
-from depthfm_diffusers.training.data.captioned_images import open_captioned_images
+from depthfm_diffusers.training.data.sources import open_captioned_images
 
 UNET = {
     "block_out_channels": [16, 32],

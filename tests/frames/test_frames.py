@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from depthfm_diffusers.frames import EncodedFrame, Frame, FrameError, decode_frame, has_camera, split_by_scene
+from depthfm_diffusers.frames import EncodedFrame, Frame, FrameError, decode_frame, split_by_scene
+from depthfm_diffusers.frames.decoding import has_camera
 
 HEIGHT, WIDTH = 6, 8
 IMAGE = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)

@@ -1,15 +1,15 @@
-"""Writes tiny sources of images and captions in the formats that `training/data/captioned_images.py` reads."""
+"""Writes tiny sources of images and captions in the formats that `depthfm_diffusers.frames` reads."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-import datasets
 import numpy as np
 from helpers.shards import (
     encode,
     write_shard,
+    write_table,
 )
 from PIL import Image
 
@@ -50,10 +50,4 @@ def write_image_folder(folder: Path, count: int = 8, captioned: bool = True) -> 
 def write_caption_parquet(path: Path, count: int = 8) -> Path:
     """Rows of `image` and `caption`."""
     images = [{"bytes": encode(picture(i), "PNG"), "path": None} for i in range(count)]
-    table = datasets.Dataset.from_dict({"image": images, "caption": [CAPTIONS[i % 8] for i in range(count)]})
-    shown = not datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    table.cast_column("image", datasets.Image()).to_parquet(path)
-    if shown:
-        datasets.enable_progress_bars()
-    return path
+    return write_table(path, {"image": images, "caption": [CAPTIONS[i % 8] for i in range(count)]}, ["image"])

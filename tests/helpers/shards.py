@@ -1,4 +1,4 @@
-"""Writes tiny data sources in the formats that `training/data/sources.py` reads."""
+"""Writes tiny data sources of frames in the formats that `depthfm_diffusers.frames` reads."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Any
 import datasets
 import numpy as np
 from PIL import Image
+
+from depthfm_diffusers.frames import Frame
 
 
 def png(array: np.ndarray) -> bytes:
@@ -44,6 +46,7 @@ def sloping_frame(number: int, height: int = 48, width: int = 64) -> dict[str, b
 
 def write_shard(path: Path, frames: list[dict[str, bytes]]) -> Path:
     """Writes a WebDataset tar; frame i is called `frame000i`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
         for number, frame in enumerate(frames):
             for suffix, content in frame.items():
@@ -54,7 +57,7 @@ def write_shard(path: Path, frames: list[dict[str, bytes]]) -> Path:
 
 
 def write_parquet(path: Path, frames: list[dict[str, bytes]], **columns: list[Any]) -> Path:
-    """Writes frames as rows with `image`, `depth` and what their json has, as `datasets` writes pictures."""
+    """Writes frames as rows of a Parquet file with `image`, `depth` and what their json has."""
     rows = [json.loads(frame["json"]) for frame in frames]
     columns = {
         "image": [{"bytes": frame["png"], "path": None} for frame in frames],
@@ -62,12 +65,17 @@ def write_parquet(path: Path, frames: list[dict[str, bytes]], **columns: list[An
         **{name: [row.get(name) for row in rows] for name in dict.fromkeys(n for row in rows for n in row)},
         **columns,
     }
+    return write_table(path, columns, [name for name in ("image", "depth") if isinstance(columns[name][0], dict)])
+
+
+def write_table(path: Path, columns: dict[str, list[Any]], pictures: list[str]) -> Path:
+    """Writes a Parquet file, some of whose columns are pictures as `datasets` stores them."""
     table = datasets.Dataset.from_dict(columns)
-    for name in ("image", "depth"):
-        if isinstance(columns[name][0], dict):
-            table = table.cast_column(name, datasets.Image())
+    for name in pictures:
+        table = table.cast_column(name, datasets.Image())
     shown = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
+    path.parent.mkdir(parents=True, exist_ok=True)
     table.to_parquet(path)
     if shown:
         datasets.enable_progress_bars()
@@ -92,7 +100,7 @@ def write_pairs(folder: Path, frames: list[dict[str, bytes]], metadata: bool = F
 
 def write_image_folder(folder: Path, frames: list[dict[str, bytes]]) -> Path:
     """Writes frames as an image folder of `datasets` whose metadata name image and depth files."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     lines = []
     for number, frame in enumerate(frames):
         names = {"image_file_name": f"frame{number:04d}.png", "depth_file_name": f"frame{number:04d}_depth.png"}
@@ -101,3 +109,14 @@ def write_image_folder(folder: Path, frames: list[dict[str, bytes]]) -> Path:
         lines.append(json.dumps(names | json.loads(frame["json"])))
     (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
     return folder
+
+
+def assert_same_frames(first: Frame, second: Frame) -> None:
+    """Checks that two frames have the same content, whatever they are called."""
+    assert first.scene == second.scene
+    for name in ("image", "depth", "intrinsics", "sky"):
+        one, other = getattr(first, name), getattr(second, name)
+        assert (one is None) == (other is None), name
+        if one is not None:
+            assert one.dtype == other.dtype
+            np.testing.assert_array_equal(one, other, err_msg=name)

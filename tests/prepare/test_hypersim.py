@@ -28,7 +28,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shard_writer import FrameRejected, UnusableFrame
 
-from depthfm_diffusers.training.data import sources
+from depthfm_diffusers.frames import sources
 
 HEIGHT, WIDTH = 12, 16
 FILTERS = hypersim.Filters(min_depth_range=0.5, min_rgb_range=10, max_invalid=0.03)

@@ -61,7 +61,7 @@ from scene_rendering.rooms import (
 )
 from shard_writer import FrameRejected, Sample, write_shards
 
-from depthfm_diffusers.training.data import sources
+from depthfm_diffusers.frames import sources
 
 SCRIPT = Path(scenes.__file__)
 

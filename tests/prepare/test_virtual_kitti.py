@@ -22,7 +22,7 @@ from helpers.prepared import (
 )
 from PIL import Image
 
-from depthfm_diffusers.training.data import sources
+from depthfm_diffusers.frames import sources
 
 HEIGHT, WIDTH = 6, 20
 HEADER = "frame cameraID K[0,0] K[1,1] K[0,2] K[1,2]"

@@ -34,7 +34,6 @@ from safetensors.torch import load_file
 
 from depthfm_diffusers import DepthFMControlNetPipeline, DepthFMPipeline
 from depthfm_diffusers.control_image import control_image_from_log_depth
-from depthfm_diffusers.training.data.captioned_images import open_captioned_images
 from depthfm_diffusers.training.data.controlnet_data import (
     CachedControl,
     ControlImages,
@@ -46,6 +45,7 @@ from depthfm_diffusers.training.data.controlnet_data import (
     image_view,
 )
 from depthfm_diffusers.training.data.depth_transforms import AugmentationConfig
+from depthfm_diffusers.training.data.sources import open_captioned_images
 from depthfm_diffusers.training.networks.controlnet_model import (
     build_controlnet,
     predict_with_control,

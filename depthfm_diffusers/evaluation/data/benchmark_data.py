@@ -1,4 +1,4 @@
-"""What every benchmark's data have: samples with their mask, keys, and a fingerprint."""
+"""What the data of every benchmark have: samples with their mask, keys, and a fingerprint."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...frames.reader import first_few
 from .configs import (
     FRACTION_CROPS,
     NYU_EIGEN_CROP,
@@ -17,7 +19,6 @@ from .configs import (
     BenchmarkConfig,
 )
 
-NAMED_IN_MESSAGES = 5
 KITTI_BENCHMARK_SIZE = (1216, 352)
 
 
@@ -26,11 +27,11 @@ class Sample:
     """An image with its true depth.
 
     Attributes:
-        key: Name of the image in its benchmark; the same wherever and in whatever form the data lie.
+        key: Name of the image in its benchmark; the same on every machine and for every form of the data.
         image: H×W×3, uint8, RGB.
         depth: H×W, float32, planar depth along the optical axis in metres; 0 where it is not known.
-        valid: H×W, bool; which pixels are scored: depth is known, in the benchmark's range and inside its crop. There
-            may be none.
+        valid: H×W, bool; the pixels that are scored: depth is known, in the benchmark's range and inside its crop.
+            There may be none.
         intrinsics: 3×3, float32, pixels, pixel centres at integers; `None` where the camera is not known.
     """
 
@@ -42,7 +43,7 @@ class Sample:
 
 
 class BenchmarkData(Sequence[Sample]):
-    """The images of a benchmark, found and checked. Subclasses implement `files_of` and `read`.
+    """The images of a benchmark, found and checked. Subclasses implement `files_of`, `read` and `header_problem`.
 
     Objects are read-only, hold no open file and can be pickled.
 
@@ -55,7 +56,7 @@ class BenchmarkData(Sequence[Sample]):
         keys: As given.
 
     Raises:
-        ValueError: If there are none, not as many as the benchmark has, or two of the same name.
+        ValueError: If there are none, more or fewer than the benchmark has, or two of the same name.
     """
 
     def __init__(self, config: BenchmarkConfig, keys: Sequence[str]) -> None:
@@ -70,18 +71,38 @@ class BenchmarkData(Sequence[Sample]):
             )
         if len(set(self.keys)) != len(self.keys):
             twice = sorted(key for key in set(self.keys) if self.keys.count(key) > 1)
-            raise ValueError(f"Benchmark {config.name}: several images are called {some(twice)}.")
+            raise ValueError(f"Benchmark {config.name}: several images are called {first_few(twice)}.")
 
     def files_of(self, index: int) -> Iterable[tuple[str, int]]:
-        """Name and size in bytes of what an image is read from, for the fingerprint."""
+        """Returns name and size in bytes of what an image is read from, for the fingerprint."""
         raise NotImplementedError
 
     def read(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32] | None]:
-        """Image, depth (0 where not known) and intrinsics, before any crop."""
+        """Reads image, depth (0 where not known) and intrinsics, before any crop."""
         raise NotImplementedError
 
+    def header_problem(self, index: int) -> str | None:
+        """Returns what is wrong with an image as far as the headers of its files tell; `None` if nothing is."""
+        raise NotImplementedError
+
+    def check_headers(self, root: Path) -> None:
+        """Checks the headers of all files, before any network is run.
+
+        Args:
+            root: Where the files are, for the message.
+
+        Raises:
+            ValueError: If images cannot be used, with their number and the first of them.
+        """
+        problems = [problem for problem in map(self.header_problem, range(len(self))) if problem]
+        if problems:
+            raise ValueError(
+                f"Benchmark {self.config.name}: {len(problems)} of {len(self)} images in {root} cannot be used: "
+                f"{first_few(problems)}."
+            )
+
     def __len__(self) -> int:
-        """Number of images."""
+        """Returns the number of images."""
         return len(self.keys)
 
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]  # no slices: they would read many images
@@ -101,9 +122,9 @@ class BenchmarkData(Sequence[Sample]):
         return Sample(self.keys[index], image, depth, self._valid(depth), intrinsics)
 
     def fingerprint(self) -> str:
-        """A hash of the names of the images, of their files and of the sizes of these; no content is read.
+        """Computes a hash of the names of the images, and of the names and sizes of their files; reads no content.
 
-        It is the same on every machine, and another where files of other sizes or names lie in another form.
+        It is the same on every machine. The same benchmark in another form, with other files, may have another.
         """
         digest = hashlib.sha256()
         for index, key in enumerate(self.keys):
@@ -111,7 +132,7 @@ class BenchmarkData(Sequence[Sample]):
         return digest.hexdigest()
 
     def size_problem(self, width: int, height: int) -> str | None:
-        """What keeps an image of this size from being cut and masked as the benchmark does; `None` if nothing."""
+        """Returns why an image of this size cannot be cropped and masked as the benchmark does; `None` if it can."""
         if self.config.image_crop == "kitti-benchmark":
             if width < KITTI_BENCHMARK_SIZE[0] or height < KITTI_BENCHMARK_SIZE[1]:
                 return f"is {width}x{height} pixels, too small for the KITTI benchmark's 1216x352"
@@ -124,7 +145,7 @@ class BenchmarkData(Sequence[Sample]):
         return None
 
     def config_intrinsics(self) -> NDArray[np.float32] | None:
-        """The camera that the benchmark's configuration gives; `None` if it gives none."""
+        """Returns the camera that the benchmark's configuration gives; `None` if it gives none."""
         if self.config.intrinsics is None:
             return None
         fx, fy, cx, cy = self.config.intrinsics
@@ -138,12 +159,6 @@ class BenchmarkData(Sequence[Sample]):
         inside = np.zeros_like(valid)
         inside[top:bottom, left:right] = True
         return valid & inside
-
-
-def some(names: Sequence[str]) -> str:
-    """The first few of many names."""
-    more = len(names) - NAMED_IN_MESSAGES
-    return ", ".join(names[:NAMED_IN_MESSAGES]) + (f" and {more} more" if more > 0 else "")
 
 
 def _crop_box(crop: str | tuple[int, ...], height: int, width: int) -> tuple[int, ...]:

@@ -9,16 +9,16 @@ import math
 import os
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 from ..choices import ALIGNMENT_METHODS, ALIGNMENT_SPACES
 from .file_lists import placeholders
 
 BENCHMARK_FOLDER = Path(__file__).parents[1] / "benchmarks"
+TEXT_TUPLES = ("image", "depth", "mask", "unknown")
 READERS = ("listed", "nyuv2", "pairs", "shards")
 DEPTH_FORMATS = ("png16", "npy", "float32")
 UNKNOWN_MARKS = ("zero", "nan", "infinity")
@@ -175,9 +175,6 @@ def load_benchmark(name_or_path: str | os.PathLike[str]) -> BenchmarkConfig:
         raise type(error)(f"{path}: {error}") from error
 
 
-TEXTS = ("name", "title", "source", "license", "reader", "alignment", "alignment_method", "image_crop")
-OPTIONAL_TEXTS = ("key", "file_list", "depth_format")
-TEXT_TUPLES = ("image", "depth", "mask", "unknown")
 LISTED_FIELDS = (
     "key",
     "file_list",
@@ -199,6 +196,10 @@ def _from_toml(name: str, value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -207,90 +208,88 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _check_types(config: BenchmarkConfig) -> None:
-    def check(name: str, fits: bool, wanted: str) -> None:
-        if not fits:
-            raise TypeError(f"`{name}` must be {wanted}, got {getattr(config, name)!r}.")
+def _is_array(value: Any, is_kind: Callable[[Any], bool], length: int | None = None) -> bool:
+    return isinstance(value, tuple) and len(value) == (length or len(value)) and all(map(is_kind, value))
 
-    for name in TEXTS:
-        check(name, isinstance(getattr(config, name), str), "text")
-    for name in OPTIONAL_TEXTS:
-        check(name, isinstance(getattr(config, name), (str, NoneType)), "text")
-    for name in TEXT_TUPLES:
+
+# What the value of a field must be, by the field's type, or by its name where the type does not say enough.
+KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "str": (_is_text, "text"),
+    "int": (_is_whole, "a whole number"),
+    "float": (_is_number, "a number"),
+    "bool": (lambda value: isinstance(value, bool), "true or false"),
+    "tuple[str, ...]": (lambda value: _is_array(value, _is_text), "text or an array of texts"),
+    "image_size": (lambda value: _is_array(value, _is_whole, 2), "an array of 2 whole numbers"),
+    "intrinsics": (lambda value: _is_array(value, _is_number, 4), "an array of 4 numbers"),
+    "crop": (lambda value: _is_text(value) or _is_array(value, _is_whole, 4), "text or an array of 4 whole numbers"),
+}
+
+
+def _check_types(config: BenchmarkConfig) -> None:
+    for name, annotation in ((f.name, str(f.type)) for f in fields(config) if f.name != "folder"):
         value = getattr(config, name)
-        check(name, isinstance(value, tuple) and all(isinstance(v, str) for v in value), "text or an array of texts")
-    for name in ("images", "processing_resolution"):
-        check(name, getattr(config, name) is None or _is_whole(getattr(config, name)), "a whole number")
-    check("min_depth", _is_number(config.min_depth), "a number")
-    for name in ("max_depth", "metres_per_count", "held_out_fraction"):
-        check(name, getattr(config, name) is None or _is_number(getattr(config, name)), "a number")
-    check("resize_image", isinstance(config.resize_image, bool), "true or false")
-    for name, length, is_kind, kind in (
-        ("image_size", 2, _is_whole, "whole numbers"),
-        ("intrinsics", 4, _is_number, "numbers"),
-    ):
-        value = getattr(config, name)
-        fits = isinstance(value, tuple) and len(value) == length and all(map(is_kind, value))
-        check(name, value is None or fits, f"an array of {length} {kind}")
-    fits = isinstance(config.crop, tuple) and len(config.crop) == 4 and all(map(_is_whole, config.crop))
-    check("crop", isinstance(config.crop, str) or fits, "text or an array of 4 whole numbers")
+        fits, wanted = KINDS.get(name) or KINDS[annotation.removesuffix(" | None")]
+        if not (fits(value) or (value is None and annotation.endswith(" | None"))):
+            raise TypeError(f"`{name}` must be {wanted}, got {value!r}.")
+
+
+def _require(fits: bool, message: str) -> None:
+    if not fits:
+        raise ValueError(message)
 
 
 def _check_values(config: BenchmarkConfig) -> None:
-    def one_of(name: str, choices: Sequence[str]) -> None:
-        if getattr(config, name) not in choices:
-            raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(config, name)!r}.")
-
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", config.name):
-        raise ValueError(f"`name` must be letters, digits, '-' and '_', got {config.name!r}.")
-    one_of("reader", READERS)
-    one_of("alignment", ALIGNMENT_SPACES)
-    one_of("alignment_method", ALIGNMENT_METHODS)
-    one_of("image_crop", IMAGE_CROPS)
+    choices: dict[str, Sequence[str]] = {
+        "reader": READERS,
+        "alignment": ALIGNMENT_SPACES,
+        "alignment_method": ALIGNMENT_METHODS,
+        "image_crop": IMAGE_CROPS,
+    }
     if isinstance(config.crop, str):
-        one_of("crop", CROPS)
-    elif not (0 <= config.crop[0] < config.crop[1] and 0 <= config.crop[2] < config.crop[3]):
-        raise ValueError(f"`crop` must be top < bottom and left < right, none negative, got {list(config.crop)}.")
-    if config.images is not None and config.images < 1:
-        raise ValueError(f"`images` must be at least 1, got {config.images}.")
-    if config.processing_resolution is not None and config.processing_resolution < 0:
-        raise ValueError(f"`processing_resolution` must not be negative, got {config.processing_resolution}.")
-    if config.min_depth < 0:
-        raise ValueError(f"`min_depth` must not be negative, got {config.min_depth}.")
-    if config.max_depth is not None and config.max_depth <= config.min_depth:
-        raise ValueError(f"`max_depth` must be above min_depth, {config.min_depth}, got {config.max_depth}.")
-    if config.held_out_fraction is not None:
-        if config.reader != "shards":
-            raise ValueError(f"`held_out_fraction` is for the reader 'shards', got it with {config.reader!r}.")
-        if not 0 < config.held_out_fraction < 1:
-            raise ValueError(f"`held_out_fraction` must be in (0, 1), got {config.held_out_fraction}.")
+        choices["crop"] = CROPS
+    else:
+        top, bottom, left, right = config.crop
+        fits = 0 <= top < bottom and 0 <= left < right
+        _require(fits, f"`crop` must be top < bottom and left < right, none negative, got {list(config.crop)}.")
+    for name, known in choices.items():
+        value = getattr(config, name)
+        _require(value in known, f"`{name}` must be one of {', '.join(known)}, got {value!r}.")
+    fits = re.fullmatch(r"[A-Za-z0-9_-]+", config.name) is not None
+    _require(fits, f"`name` must be letters, digits, '-' and '_', got {config.name!r}.")
+    _require(config.images is None or config.images >= 1, f"`images` must be at least 1, got {config.images}.")
+    for name in ("processing_resolution", "min_depth"):
+        value = getattr(config, name)
+        _require(value is None or value >= 0, f"`{name}` must not be negative, got {value}.")
+    fits = config.max_depth is None or config.max_depth > config.min_depth
+    _require(fits, f"`max_depth` must be above min_depth, {config.min_depth}, got {config.max_depth}.")
+    if (fraction := config.held_out_fraction) is not None:
+        fits = config.reader == "shards"
+        _require(fits, f"`held_out_fraction` is for the reader 'shards', got it with {config.reader!r}.")
+        _require(0 < fraction < 1, f"`held_out_fraction` must be in (0, 1), got {fraction}.")
 
 
 def _check_listed(config: BenchmarkConfig) -> None:
     for name in ("key", "image", "depth", "depth_format"):
-        if not getattr(config, name):
-            raise ValueError(f"`{name}` is missing: the reader {config.reader!r} needs it.")
-    if config.reader == "nyuv2" and config.file_list is None:
-        raise ValueError("`file_list` is missing: the reader 'nyuv2' needs it.")
-    if config.depth_format not in DEPTH_FORMATS:
-        raise ValueError(f"`depth_format` must be one of {', '.join(DEPTH_FORMATS)}, got {config.depth_format!r}.")
-    if (config.metres_per_count is not None) != (config.depth_format == "png16"):
-        raise ValueError("`metres_per_count` goes with the depth_format 'png16', and with no other.")
-    if config.metres_per_count is not None and config.metres_per_count <= 0:
-        raise ValueError(f"`metres_per_count` must be positive, got {config.metres_per_count}.")
-    marks = UNKNOWN_MARKS[:1] if config.depth_format == "png16" else UNKNOWN_MARKS
+        _require(bool(getattr(config, name)), f"`{name}` is missing: the reader {config.reader!r} needs it.")
+    fits = config.reader != "nyuv2" or config.file_list is not None
+    _require(fits, "`file_list` is missing: the reader 'nyuv2' needs it.")
+    kind, unit = config.depth_format, config.metres_per_count
+    _require(kind in DEPTH_FORMATS, f"`depth_format` must be one of {', '.join(DEPTH_FORMATS)}, got {kind!r}.")
+    fits = (unit is not None) == (kind == "png16")
+    _require(fits, "`metres_per_count` goes with the depth_format 'png16', and with no other.")
+    _require(unit is None or unit > 0, f"`metres_per_count` must be positive, got {unit}.")
+    marks = UNKNOWN_MARKS[:1] if kind == "png16" else UNKNOWN_MARKS
     for mark in config.unknown:
-        if mark not in marks:
-            raise ValueError(f"`unknown` must be of {', '.join(marks)} for {config.depth_format}, got {mark!r}.")
-    if config.image_size is not None and min(config.image_size) < 1:
-        raise ValueError(f"`image_size` must be positive, got {list(config.image_size)}.")
+        _require(mark in marks, f"`unknown` must be of {', '.join(marks)} for {kind}, got {mark!r}.")
+    if config.image_size is not None:
+        _require(min(config.image_size) >= 1, f"`image_size` must be positive, got {list(config.image_size)}.")
     if config.intrinsics is not None:
-        if config.image_size is None:
-            raise ValueError("`intrinsics` needs image_size: they hold for images of that size.")
-        if config.resize_image:
-            raise ValueError("`intrinsics` does not go with resize_image: images of any size would come out.")
-        if min(config.intrinsics[:2]) <= 0:
-            raise ValueError(f"`intrinsics` must have positive focal lengths, got {list(config.intrinsics)}.")
+        fits = config.image_size is not None
+        _require(fits, "`intrinsics` needs image_size: they hold for images of that size.")
+        fits = not config.resize_image
+        _require(fits, "`intrinsics` does not go with resize_image: images of any size would come out.")
+        fits = min(config.intrinsics[:2]) > 0
+        _require(fits, f"`intrinsics` must have positive focal lengths, got {list(config.intrinsics)}.")
     patterns = {name: getattr(config, name) for name in ("image", "depth", "mask")} | {"key": (config.key or "",)}
     known = placeholders(config.depth[0])
     for name, values in patterns.items():
@@ -304,5 +303,5 @@ def _check_listed(config: BenchmarkConfig) -> None:
 def _check_not_listed(config: BenchmarkConfig) -> None:
     for name in LISTED_FIELDS:
         default = next(f.default for f in fields(config) if f.name == name)
-        if getattr(config, name) != default:
-            raise ValueError(f"`{name}` is not for the reader {config.reader!r}: its frames say that themselves.")
+        fits = getattr(config, name) == default
+        _require(fits, f"`{name}` is not for the reader {config.reader!r}: its frames say that themselves.")

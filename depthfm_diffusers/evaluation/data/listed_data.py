@@ -1,4 +1,4 @@
-"""Benchmarks whose images, depth maps and masks are files of their own, named by patterns."""
+"""Benchmarks whose images, depth maps and masks are files whose names follow patterns."""
 
 from __future__ import annotations
 
@@ -16,39 +16,35 @@ from ...frames.decoding import (
     decode_image,
     open_picture,
 )
-from .benchmark_data import (
-    BenchmarkData,
-    some,
+from ...frames.headers import (
+    npy_size,
+    picture_size,
+    png16_size,
 )
+from ...frames.reader import first_few
+from ...frames.stored_files import StoredFile
+from .benchmark_data import BenchmarkData
 from .configs import BenchmarkConfig
 from .file_lists import (
     fill,
     placeholders,
     read_file_list,
 )
-from .headers import (
-    npy_size,
-    picture_size,
-    png16_size,
-)
-from .storage import (
-    Storage,
-    open_storage,
-)
+from .storage import Storage
 
 MASK_KINDS = "biuf"
 
 
 class ListedFiles(NamedTuple):
-    """Paths of an image's files below the root; `mask` is `None` where the benchmark has none."""
+    """An image's files; `mask` is `None` where the benchmark has none."""
 
-    image: str
-    depth: str
-    mask: str | None
+    image: StoredFile
+    depth: StoredFile
+    mask: StoredFile | None
 
 
 class ListedData(BenchmarkData):
-    """Images that patterns name: those of a list, or all there are.
+    """The images of a benchmark whose file names follow patterns: those of a list, or all that are there.
 
     Args:
         config: The benchmark.
@@ -61,24 +57,19 @@ class ListedData(BenchmarkData):
     """
 
     def __init__(self, config: BenchmarkConfig, root: Path) -> None:
-        self.storage = open_storage(root)
+        self.storage = Storage(root)
         rows = _rows(config, self.storage)
         missing: list[str] = []
         self.files = [_find(config, self.storage, row, missing) for row in rows]
         if missing:
             total = len(rows) * (3 if config.mask else 2)
-            what = f"{len(missing)} of {total} files are not in {root}: {some(missing)}"
+            what = f"{len(missing)} of {total} files are not in {root}: {first_few(missing)}"
             if len(missing) == total:
-                # A wrong root, most likely: five paths of the first layout say no more than the layout itself.
+                # Most likely the root is wrong: then the layout says more than five missing files.
                 what = f"none of its {total} files is in {root}"
             raise FileNotFoundError(f"Benchmark {config.name}: {what}. {_layout(config, self.storage)}")
         super().__init__(config, [fill(str(config.key), row) for row in rows])
-        problems = [problem for files in self.files if (problem := self._problem(files)) is not None]
-        if problems:
-            raise ValueError(
-                f"Benchmark {config.name}: {len(problems)} of {len(self)} images in {root} cannot be used: "
-                f"{some(problems)}."
-            )
+        self.check_headers(root)
 
     def read(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32] | None]:
         """Decodes an image's files."""
@@ -87,15 +78,16 @@ class ListedData(BenchmarkData):
             key=self.keys[index],
             origin=str(self.storage.root),
             scene="",
-            image=self.storage.read(files.image),
-            depth=self.storage.read(files.depth),
-            image_field=files.image,
-            depth_field=files.depth,
+            image=files.image.read(),
+            depth=files.depth.read(),
+            image_field=files.image.name,
+            depth_field=files.depth.name,
             metadata={},
         )
         image = decode_image(encoded)
         depth = self._stored_depth(encoded, image.shape[1])
-        known = self._known(encoded, depth, None if files.mask is None else self._mask(files.mask))
+        mask = None if files.mask is None else _load_array(files.mask.read()) != 0
+        known = self._known(encoded, depth, mask)
         metres = np.where(known, depth, 0).astype(np.float64) * (self.config.metres_per_count or 1.0)
         if self.config.resize_image and image.shape[:2] != depth.shape:
             resized = Image.fromarray(image).resize(depth.shape[::-1], Image.Resampling.BILINEAR)
@@ -103,24 +95,23 @@ class ListedData(BenchmarkData):
         return image, metres.astype(np.float32), self.config_intrinsics()
 
     def files_of(self, index: int) -> Iterable[tuple[str, int]]:
-        """The image's files, by what they are: paths differ between forms in which the same data are passed on."""
-        for what, path in zip(ListedFiles._fields, self.files[index], strict=True):
-            if path is not None:
-                yield what, self.storage.size(path) or 0
+        """Returns the image's files by what they are: the same data are passed on under several paths."""
+        return [(what, file.size) for what, file in self.files[index]._asdict().items() if file is not None]
 
     def _stored_depth(self, encoded: EncodedFrame, width: int) -> NDArray[Any]:
-        """H×W, as stored."""
+        """Decodes the depth: H×W, as stored."""
         if self.config.depth_format == "png16":
             return np.asarray(open_picture(encoded, encoded.depth, encoded.depth_field))
         if self.config.depth_format == "npy":
-            return _squeeze(np.load(io.BytesIO(encoded.depth), allow_pickle=False))
+            return _load_array(encoded.depth)
         return np.frombuffer(encoded.depth, dtype="<f4").reshape(-1, width)
 
-    def _mask(self, path: str) -> NDArray[np.bool_]:
-        return _squeeze(np.load(io.BytesIO(self.storage.read(path)), allow_pickle=False)) != 0
-
     def _known(self, encoded: EncodedFrame, depth: NDArray[Any], mask: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
-        """Where depth is known; anything else that is no depth is an error."""
+        """Returns where depth is known.
+
+        Raises:
+            FrameError: If another value is no depth.
+        """
         known = np.ones(depth.shape, bool) if mask is None else mask
         marks = {"zero": depth == 0, "nan": np.isnan(depth), "infinity": np.isposinf(depth)}
         for mark in self.config.unknown:
@@ -133,48 +124,46 @@ class ListedData(BenchmarkData):
             )
         return known
 
-    def _problem(self, files: ListedFiles) -> str | None:
-        """What is wrong with an image's files, as far as their headers tell."""
-        sizes: dict[str, tuple[int, int]] = {}
-        for path in files:
-            if path is None:
-                continue
-            try:
-                sizes[path] = self._header_size(files, path, sizes)
-            except ValueError as error:
-                return f"{path} {error}"
-        image_size, depth_size = sizes[files.image], sizes[files.depth]
-        if self.config.image_size is not None and image_size != self.config.image_size:
-            return f"{files.image} is {_times(image_size)} pixels, not {_times(self.config.image_size)}"
-        if files.mask is not None and sizes[files.mask] != depth_size:
-            return f"{files.mask} is {_times(sizes[files.mask])}, {files.depth} is {_times(depth_size)}"
-        if image_size != depth_size and not self.config.resize_image:
-            return f"{files.image} is {_times(image_size)} pixels, {files.depth} is {_times(depth_size)}"
-        problem = self.size_problem(*depth_size)
-        return f"{files.depth} {problem}" if problem else None
+    def header_problem(self, index: int) -> str | None:
+        """Returns what is wrong with an image's files, as far as their headers tell."""
+        files = self.files[index]
+        sizes: list[tuple[int, int]] = []  # of the image, the depth, and the mask if there is one
+        for file in files:
+            if file is not None:
+                try:
+                    sizes.append(self._header_size(files, file, sizes))
+                except ValueError as error:
+                    return f"{file.name} {error}"
+        image, depth = files.image.name, files.depth.name
+        if self.config.image_size is not None and sizes[0] != self.config.image_size:
+            return f"{image} is {_times(sizes[0])} pixels, not {_times(self.config.image_size)}"
+        if files.mask is not None and sizes[2] != sizes[1]:
+            return f"{files.mask.name} is {_times(sizes[2])}, {depth} is {_times(sizes[1])}"
+        if sizes[0] != sizes[1] and not self.config.resize_image:
+            return f"{image} is {_times(sizes[0])} pixels, {depth} is {_times(sizes[1])}"
+        problem = self.size_problem(*sizes[1])
+        return f"{depth} {problem}" if problem else None
 
-    def _header_size(self, files: ListedFiles, path: str, sizes: dict[str, tuple[int, int]]) -> tuple[int, int]:
-        file_bytes = self.storage.size(path) or 0
-        if path == files.depth and self.config.depth_format == "float32":
-            width, height = sizes[files.image]
-            if file_bytes != 4 * width * height:
-                raise ValueError(f"has {file_bytes} bytes, not the {4 * width * height} of {width}x{height} float32")
+    def _header_size(self, files: ListedFiles, file: StoredFile, sizes: list[tuple[int, int]]) -> tuple[int, int]:
+        if file is files.image:
+            return picture_size(file)
+        if file is files.mask:
+            return npy_size(file, MASK_KINDS)
+        if self.config.depth_format == "float32":
+            width, height = sizes[0]
+            if file.size != 4 * width * height:
+                raise ValueError(f"has {file.size} bytes, not the {4 * width * height} of {width}x{height} float32")
             return width, height
-        with self.storage.open(path) as file:
-            if path == files.image:
-                return picture_size(file)
-            if path == files.mask:
-                return npy_size(file, file_bytes, MASK_KINDS)
-            return png16_size(file) if self.config.depth_format == "png16" else npy_size(file, file_bytes, "f")
+        return png16_size(file) if self.config.depth_format == "png16" else npy_size(file, "f")
 
 
 def _rows(config: BenchmarkConfig, storage: Storage) -> list[dict[str, str]]:
-    """Values for the placeholders of each image: by the list, or by the depth files there are."""
+    """Returns the values for the placeholders of each image, from the list or from the names of the depth files."""
     if config.file_list is not None:
         patterns = (str(config.key), *config.image, *config.depth, *config.mask)
         needed = {name for pattern in patterns for name in placeholders(pattern)}
         return read_file_list(config.folder / config.file_list, needed)
-    found = (row for pattern in config.depth for _, row in storage.find(pattern))
+    found = (row for pattern in config.depth for row in storage.find(pattern))
     rows = {tuple(sorted(row.items())): row for row in found}
     if not rows:
         raise FileNotFoundError(
@@ -184,20 +173,22 @@ def _rows(config: BenchmarkConfig, storage: Storage) -> list[dict[str, str]]:
 
 
 def _find(config: BenchmarkConfig, storage: Storage, row: dict[str, str], missing: list[str]) -> ListedFiles:
-    """The files of an image; those that are not there are added to `missing`."""
+    """Finds the files of an image; those that are not there are added to `missing`."""
 
-    def first(patterns: Sequence[str]) -> str:
+    def first(patterns: Sequence[str]) -> StoredFile:
         paths = [fill(pattern, row) for pattern in patterns]
-        found = [path for path in paths if storage.size(path) is not None]
-        if not found:
-            missing.append(paths[0])
-        return found[0] if found else paths[0]
+        for path in paths:
+            file = storage.file(path)
+            if file is not None:
+                return file
+        missing.append(paths[0])
+        return StoredFile(paths[0], storage.root)
 
     return ListedFiles(first(config.image), first(config.depth), first(config.mask) if config.mask else None)
 
 
 def _layout(config: BenchmarkConfig, storage: Storage) -> str:
-    """Where the files of a benchmark are looked for, for messages."""
+    """Returns where the files of a benchmark are looked for, for messages."""
 
     def places(patterns: Sequence[str]) -> str:
         others = len(patterns) - 1
@@ -215,7 +206,8 @@ def _marks(config: BenchmarkConfig) -> str:
     return " and ".join(marks) if marks else "nothing"
 
 
-def _squeeze(array: NDArray[Any]) -> NDArray[Any]:
+def _load_array(content: bytes) -> NDArray[Any]:
+    array = np.load(io.BytesIO(content), allow_pickle=False)
     return array[..., 0] if array.ndim == 3 else array
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...utils.imports import import_optional
 from .benchmark_data import BenchmarkData
 from .configs import BenchmarkConfig
 from .file_lists import (
@@ -23,10 +24,10 @@ FRAMES = 1449
 
 
 class LabeledMatData(BenchmarkData):
-    """The images of a list, whose column `frame` counts from 1 as Matlab and the official split do.
+    """The images of a list. Its column `frame` counts from 1, as Matlab and the official split do.
 
-    Depth is that of the sensor (`rawDepths`, metres), as in Marigold's archive and in BTS: pixels that it did not see
-    are not scored. The holes are filled in `depths`.
+    Depth is that of the sensor (`rawDepths`, metres), as in Marigold's archive and in BTS: pixels without a
+    measurement are not scored. In `depths`, which is not used, these holes are filled.
 
     Args:
         config: The benchmark.
@@ -65,7 +66,7 @@ class LabeledMatData(BenchmarkData):
         return image, depth, self.config_intrinsics()
 
     def files_of(self, index: int) -> Iterable[tuple[str, int]]:
-        """The one file."""
+        """Returns the one file."""
         return [(LABELED_MAT, self.mat.stat().st_size)]
 
     def _check(self, file: Any) -> None:
@@ -81,10 +82,4 @@ class LabeledMatData(BenchmarkData):
 
 
 def _import_h5py() -> ModuleType:
-    try:
-        import h5py
-    except ImportError as error:
-        raise ImportError(
-            f"Reading {LABELED_MAT} needs h5py: pip install 'depthfm_diffusers[evaluate]', or unpack the frames."
-        ) from error
-    return h5py
+    return import_optional("h5py", "evaluate", f"Reading {LABELED_MAT}")

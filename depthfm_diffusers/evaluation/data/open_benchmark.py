@@ -10,10 +10,7 @@ from .benchmark_data import (
     Sample,
 )
 from .configs import BenchmarkConfig
-from .frame_data import (
-    PairData,
-    ShardData,
-)
+from .frame_data import FrameData
 from .listed_data import ListedData
 from .nyuv2_data import (
     LABELED_MAT,
@@ -45,12 +42,8 @@ def open_benchmark(config: BenchmarkConfig, root: str | os.PathLike[str]) -> Ben
     root = Path(root)
     if not root.exists():
         raise FileNotFoundError(f"Benchmark {config.name}: there is no file or folder {root}.")
-    if config.reader == "shards":
-        return ShardData(config, root)
-    if config.reader == "pairs":
-        if not root.is_dir():
-            raise ValueError(f"Benchmark {config.name} takes a folder of pairs, {root} is a file.")
-        return PairData(config, root)
+    if config.reader in ("pairs", "shards"):
+        return FrameData(config, root)
     if config.reader == "nyuv2":
         mat = root / LABELED_MAT if root.is_dir() else root
         if mat.is_file() and mat.suffix == ".mat":

@@ -13,8 +13,10 @@ from diffusers import ControlNetModel, StableDiffusionPipeline
 
 from ... import DepthFMControlNetPipeline
 from ...evaluation import depth_adherence
-from ...frames import FrameError
-from ..data.captioned_images import CaptionedImage
+from ...frames import (
+    CaptionedImage,
+    FrameError,
+)
 from ..data.controlnet_data import (
     DepthControl,
     cover_view,

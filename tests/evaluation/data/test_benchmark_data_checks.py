@@ -314,7 +314,7 @@ def test_pairs_that_cannot_be_used_are_named(tmp_path, monkeypatch, name, conten
     folder = write_pairs(tmp_path / "own", FRAMES)
     (folder / name).write_bytes(content)
     no_picture_is_decoded(monkeypatch)
-    with pytest.raises(ValueError, match=rf"pairs: 1 of 4 frames in .*own cannot be used: .*{message}"):
+    with pytest.raises(ValueError, match=rf"pairs: 1 of 4 images in .*own cannot be used: .*{message}"):
         open_benchmark(load_benchmark("pairs"), folder)
 
 
@@ -330,8 +330,8 @@ def test_pairs_without_partner_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"depth.png": None}, r"frame0001 of a\.tar has no depth\.png"),
-        ({"png": None}, r"frame0001 of a\.tar has no image"),
+        ({"depth.png": None}, r"Frame 'frame0001' of .*a\.tar: has no depth\.png"),
+        ({"png": None}, r"Frame 'frame0001' of .*a\.tar: has no image"),
         ({"json": None}, r"Frame 'frame0001' of .*a\.tar has no json"),
         ({"jpg": jpeg(colours(48, 64))}, r"several images, \['png', 'jpg'\]"),
         ({"depth.png": png(DEPTH.astype(np.uint8))}, r"frame0001\.depth\.png has 8 bits per channel"),

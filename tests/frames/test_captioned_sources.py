@@ -20,11 +20,8 @@ from helpers.shards import (
 )
 from PIL import Image
 
-from depthfm_diffusers.frames import FrameError
-from depthfm_diffusers.training.data.captioned_images import (
-    CaptionSourceConfig,
-    open_captioned_images,
-)
+from depthfm_diffusers.frames import CaptionSourceConfig, FrameError
+from depthfm_diffusers.training.data.sources import open_captioned_images
 
 FORMATS = {
     "txt": lambda folder: write_caption_shard(folder / "a.tar"),
@@ -115,7 +112,7 @@ def test_folder_without_images_is_refused(tmp_path):
 
 def test_captions_of_a_folder_without_metadata_are_refused(tmp_path):
     folder = write_image_folder(tmp_path / "photos", captioned=False)
-    with pytest.raises(ValueError, match=r"caption_column is set, but the folder has none of metadata\.csv"):
+    with pytest.raises(ValueError, match=r"the folder has none of metadata\.csv.*, which caption_column needs"):
         open_captioned_images([{"path": str(folder), "caption_column": "text"}])
 
 
