@@ -1,6 +1,6 @@
 """What a benchmark is: which files, what their depth means, and the protocol by which they are scored.
 
-Benchmarks are TOML files, one each, in `benchmarks/` beside this module; a file of one's own works as well.
+Each benchmark is a TOML file in the folder `evaluation/benchmarks/`; a user's own file works as well.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class BenchmarkConfig:
             "pairs": a folder that `depthfm_diffusers.frames.pairs` describes;
             "shards": WebDataset shards that `depthfm_diffusers.frames.shards` describes.
         alignment: Space in which predictions are aligned to the truth, one of `choices.ALIGNMENT_SPACES`.
-        alignment_method: How, one of `choices.ALIGNMENT_METHODS`.
+        alignment_method: Method of the alignment, one of `choices.ALIGNMENT_METHODS`.
         images: How many images there must be; `None` takes as many as there are.
         min_depth: Metres; true depth must be above it to count.
         max_depth: Metres; the cap: true depth must be below it to count, and aligned predictions are clipped to it.
@@ -65,15 +65,15 @@ class BenchmarkConfig:
 
         key: Listed only: pattern of an image's name in results.
         file_list: Listed only: name of a text file beside the TOML file that lists the images (see
-            `file_lists.read_file_list`); `None` where the depth files there are give the list.
+            `file_lists.read_file_list`); `None` takes every depth file in the data.
         image: Listed only: where an image is below the root; patterns, of which the first that exists is taken.
         depth: Listed only: the same for its depth.
         mask: Listed only: the same for a mask in `.npy`, not zero where depth is known; empty if there is none.
         depth_format: Listed only: "png16", 16-bit grey PNG; "npy", floating-point metres, H×W or H×W×1; "float32",
             bare little-endian numbers in metres, row by row, of the image's size.
         metres_per_count: Listed only: unit of "png16", metres.
-        unknown: Listed only: what marks a pixel whose depth is not known, of `UNKNOWN_MARKS`. Others of these values
-            are errors, and so are negative ones.
+        unknown: Listed only: what marks a pixel whose depth is not known, of `UNKNOWN_MARKS`. Zero, NaN or infinity
+            that is not named here is an error, and so is a negative value.
         resize_image: Listed only: whether images of another size than their depth are resized to it (bilinear,
             antialiased); otherwise they are errors.
         image_size: Listed only: (width, height) that every image must have, pixels.
@@ -124,13 +124,13 @@ class BenchmarkConfig:
             _check_not_listed(self)
 
     def settings(self) -> dict[str, Any]:
-        """Every field but `folder`, of types that JSON has; the same on every machine."""
+        """Returns every field but `folder`, of types that JSON has; the same on every machine."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "folder"}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def benchmark_names() -> tuple[str, ...]:
-    """Names of the benchmarks that come with the package, in alphabetical order."""
+    """Returns the names of the benchmarks that come with the package, in alphabetical order."""
     return tuple(sorted(path.stem for path in BENCHMARK_FOLDER.glob("*.toml")))
 
 

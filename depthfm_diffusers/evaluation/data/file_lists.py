@@ -1,4 +1,4 @@
-"""Names of a benchmark's files: patterns with placeholders, and lists of what goes into them.
+"""Names of a benchmark's files: patterns with placeholders, and lists of the values for them.
 
 In a pattern `{name}` stands for a value, and `{name:06}` for a whole number with leading zeros up to six digits.
 """
@@ -13,7 +13,7 @@ PLACEHOLDER = re.compile(r"\{(\w+)(?::0([1-9]\d*))?\}")
 
 
 def placeholders(pattern: str) -> set[str]:
-    """Names of the placeholders in a pattern.
+    """Returns the names of the placeholders in a pattern.
 
     Raises:
         ValueError: If the pattern has a brace that belongs to no placeholder.
@@ -25,7 +25,7 @@ def placeholders(pattern: str) -> set[str]:
 
 
 def fill(pattern: str, values: Mapping[str, str]) -> str:
-    """A pattern with values in place of its placeholders.
+    """Returns a pattern with values in place of its placeholders.
 
     Raises:
         KeyError: If there is no value for a placeholder.
@@ -34,13 +34,13 @@ def fill(pattern: str, values: Mapping[str, str]) -> str:
 
 
 def as_glob(pattern: str) -> str:
-    """A shell pattern for all paths that a pattern stands for, and for others, which `as_expression` tells apart."""
+    """Returns a shell pattern that matches every path of a pattern, and others, which `as_expression` leaves out."""
     parts = PLACEHOLDER.split(pattern)[::3]
     return "*".join(re.sub(r"([*?[])", r"[\1]", part) for part in parts)
 
 
 def as_expression(pattern: str) -> re.Pattern[str]:
-    """A regular expression whose groups are the placeholders; no value reaches across a `/`."""
+    """Returns a regular expression whose groups are the placeholders; a value has no `/` in it."""
     expression, end, seen = "", 0, set()
     for match in PLACEHOLDER.finditer(pattern):
         name, digits = match.groups()
@@ -55,9 +55,9 @@ def as_expression(pattern: str) -> re.Pattern[str]:
 def read_file_list(path: Path, needed: Iterable[str]) -> list[dict[str, str]]:
     """Reads a list of images.
 
-    Lines that start with `#` say where the list is from. The first other line names the columns; each further line has
-    a value for each, separated by spaces. Values beyond the last column stand for images of their own, which differ
-    from the line's first in the last column: `kitchen_0004 1 2` is image 1 and image 2 of kitchen_0004.
+    Lines that start with `#` say where the list is from. The first other line names the columns. Each further line has
+    a value for each column, separated by spaces. If it has more values, each of these is the value of the last column
+    for one more image: `kitchen_0004 1 2` is image 1 and image 2 of kitchen_0004.
 
     Args:
         path: The list.

@@ -23,13 +23,13 @@ __all__ = ["BenchmarkData", "Sample", "open_benchmark"]
 def open_benchmark(config: BenchmarkConfig, root: str | os.PathLike[str]) -> BenchmarkData:
     """Opens the data of a benchmark.
 
-    What can be told from names, sizes and headers is checked here: that every file is there, how many images there
-    are, that depth has the right number of bits, that the sizes of image and depth agree. Content is decoded sample by
-    sample.
+    Names, sizes and headers are checked here: every file must be there, the number of images must be right, depth must
+    have the right number of bits, and image and depth must have the same size. The content of a file is decoded when
+    its sample is read.
 
     Args:
         config: The benchmark, see `configs.load_benchmark`.
-        root: Where its data are: a folder; or the one file that holds them all, a `.tar` (or NYUv2's `.mat`).
+        root: Where its data are: a folder, or one file with all of them, a `.tar` (or NYUv2's `.mat`).
 
     Returns:
         The images, in an order that does not depend on the machine.
