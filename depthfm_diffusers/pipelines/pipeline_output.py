@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import torch
 from diffusers.utils import BaseOutput
 from PIL import Image
 
-Maps: TypeAlias = np.ndarray | torch.Tensor | list[np.ndarray] | list[torch.Tensor]
+T = TypeVar("T")
+Maps: TypeAlias = np.ndarray | torch.Tensor | list[np.ndarray | None] | list[torch.Tensor | None]
 
 
 @dataclass
@@ -21,6 +23,7 @@ class DepthFMOutput(BaseOutput):
     sizes give a list of N arrays H×W×C or tensors C×H×W, so `field[i]` means the same in both cases. H×W is the
     input's size, or with `match_input_resolution=False` the processing size (longer side `processing_resolution`). All
     maps are float32. With `output_type="pil"`, `prediction` is a list of images, the other maps are as for `"np"`.
+    After an interruption (`pipe._interrupt = True` in a callback), images that were not begun have `None` in lists.
 
     Args:
         prediction: Affine-invariant depth in [0, 1], C = 1: 0 is the nearest point of that image, 1 the farthest; a
@@ -33,32 +36,54 @@ class DepthFMOutput(BaseOutput):
         normals: Unit normals facing the camera, C = 3, OpenCV axes (x right, y down, z forward), of the surface
             exp(log_depth) at its resolution. Approximate: the depth is known up to an unknown power and factor only,
             and the field of view is the one given to the call. `None` unless asked for.
-        latent: Predicted latents at t = 1, one per image × ensemble member: float32 N·E×4×h×w on the pipeline's
-            device, or a list of N tensors E×4×h×w for images of several sizes. Not what the call's `latents` take,
+        latent: Predicted latents at t = 1, one per image × ensemble member: float32 N·E×C×h×w on the pipeline's
+            device, or a list of N tensors E×C×h×w for images of several sizes. Not what the call's `latents` take,
             which is noise. `None` unless asked for.
     """
 
-    prediction: Maps | list[Image.Image] | None
+    prediction: Maps | list[Image.Image | None] | None
     log_depth: Maps | None = None
     uncertainty: Maps | None = None
     normals: Maps | None = None
-    latent: torch.Tensor | list[torch.Tensor] | None = None
+    latent: torch.Tensor | list[torch.Tensor | None] | None = None
 
 
-def collect_maps(maps: list[torch.Tensor], one_size: bool, output_type: str) -> Maps | None:
+def collect_maps(maps: Sequence[torch.Tensor | None], one_size: bool, output_type: str) -> Maps | None:
     """Puts maps together as `DepthFMOutput` describes.
 
     Args:
-        maps: 1×C×H×W each.
+        maps: 1×C×H×W each; `None` for an image that has none.
         one_size: Whether those of one image are stacked with those of the next.
         output_type: `"pt"` for tensors, anything else for arrays.
 
     Returns:
         The maps; `None` if there are none.
     """
-    if not maps:
+    if all(one is None for one in maps):
         return None
     if output_type == "pt":
-        return torch.cat(maps) if one_size else [one[0] for one in maps]
-    arrays = [one[0].permute(1, 2, 0).cpu().numpy() for one in maps]
-    return np.stack(arrays) if one_size else arrays
+        return torch.cat(_all(maps)) if one_size else [None if one is None else one[0] for one in maps]
+    arrays = [None if one is None else one[0].permute(1, 2, 0).cpu().numpy() for one in maps]
+    return np.stack(_all(arrays)) if one_size else arrays
+
+
+def collect_latents(
+    latents: Sequence[torch.Tensor | None], one_size: bool
+) -> torch.Tensor | list[torch.Tensor | None] | None:
+    """Puts the latents of images together as `DepthFMOutput` describes.
+
+    Args:
+        latents: E×C×h×w each; `None` for an image that has none.
+        one_size: Whether those of one image are stacked with those of the next.
+
+    Returns:
+        The latents; `None` if there are none.
+    """
+    if all(one is None for one in latents):
+        return None
+    return torch.cat(_all(latents)) if one_size else list(latents)
+
+
+def _all(values: Sequence[T | None]) -> list[T]:
+    """Narrows the type: images of one size all have maps, or none has."""
+    return [value for value in values if value is not None]

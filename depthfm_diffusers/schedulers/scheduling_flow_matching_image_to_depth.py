@@ -108,9 +108,10 @@ class FlowMatchingImageToDepthScheduler(SchedulerMixin, ConfigMixin):
         self.timesteps = torch.empty(0)
 
         # The times of `timesteps`, and the boundaries of the steps (one more than steps), in full precision on the
-        # host: reading them never waits for a device.
+        # host: reading them never waits for a device. `_grid` is the tensor that was made of the times.
         self._times: list[float] = []
         self._boundaries: list[float] = []
+        self._grid = self.timesteps
         # Sample and velocity at the start of the step, between the two stages of a solver.
         self._first_stage: tuple[torch.Tensor, torch.Tensor] | None = None
         self._step_index: int | None = None
@@ -121,7 +122,7 @@ class FlowMatchingImageToDepthScheduler(SchedulerMixin, ConfigMixin):
 
     @property
     def step_index(self) -> int | None:
-        """Index into `timesteps` of the next call of `step`; None before the first."""
+        """Index into `timesteps` of the next call of `step`; `None` before the first."""
         return self._step_index
 
     @property
@@ -130,7 +131,7 @@ class FlowMatchingImageToDepthScheduler(SchedulerMixin, ConfigMixin):
         return self._begin_index
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Set the index of the first timestep, instead of having it looked up in `timesteps` at the first step.
+        """Sets the index of the first timestep, instead of having it looked up in `timesteps` at the first step.
 
         Args:
             begin_index: Index into `timesteps`.
@@ -143,7 +144,7 @@ class FlowMatchingImageToDepthScheduler(SchedulerMixin, ConfigMixin):
         device: str | torch.device | None = None,
         timesteps: Sequence[float] | torch.Tensor | None = None,
     ) -> None:
-        """Lay out the time grid, and forget everything about an earlier run, finished or not.
+        """Makes the time grid, and forgets everything about an earlier run, finished or not.
 
         Args:
             num_inference_steps: Number of equal steps from t = 0 to t = 1. May be left out if `timesteps` is given.
@@ -191,7 +192,7 @@ class FlowMatchingImageToDepthScheduler(SchedulerMixin, ConfigMixin):
                 times.append(end)
 
         self.num_inference_steps = len(boundaries) - 1
-        self.timesteps = torch.tensor(times, dtype=torch.float32, device=device)
+        self.timesteps = self._grid = torch.tensor(times, dtype=torch.float32, device=device)
         self._boundaries = boundaries
         self._times = times
         self._first_stage = None
@@ -199,7 +200,7 @@ class FlowMatchingImageToDepthScheduler(SchedulerMixin, ConfigMixin):
         self._begin_index = None
 
     def scale_model_input(self, sample: torch.Tensor, timestep: float | torch.Tensor | None = None) -> torch.Tensor:
-        """Return the sample unchanged; here so that schedulers can be exchanged.
+        """Returns the sample unchanged; here so that schedulers can be exchanged.
 
         Args:
             sample: The input of the network.
@@ -211,7 +212,7 @@ class FlowMatchingImageToDepthScheduler(SchedulerMixin, ConfigMixin):
         return sample
 
     def index_for_timestep(self, timestep: float | torch.Tensor) -> int:
-        """Find a flow time in `timesteps`.
+        """Finds a flow time in `timesteps`.
 
         Args:
             timestep: One of `timesteps`, possibly rounded to the dtype of a tensor.
@@ -222,14 +223,22 @@ class FlowMatchingImageToDepthScheduler(SchedulerMixin, ConfigMixin):
         Raises:
             ValueError: If it is not among `timesteps`.
         """
-        distances = [abs(t - float(timestep)) for t in self._times]
+        time = self._host_time(timestep)
+        distances = [abs(t - time) for t in self._times]
         nearest = min(distances)
         if nearest > _rounding_of(timestep):
             raise ValueError(
-                f"`timestep` {float(timestep)} is not among `scheduler.timesteps`: {self._times}."
-                f"{_index_hint(timestep)}"
+                f"`timestep` {time} is not among `scheduler.timesteps`: {self._times}.{_index_hint(timestep)}"
             )
         return max(i for i, distance in enumerate(distances) if distance == nearest)
+
+    def _host_time(self, timestep: float | torch.Tensor) -> float:
+        """Returns a flow time as a number, without reading from the device what the host knows."""
+        if isinstance(timestep, torch.Tensor) and timestep.numel() == 1 and timestep.dtype == self._grid.dtype:
+            grid = self._grid.untyped_storage().data_ptr()
+            if grid != 0 and timestep.untyped_storage().data_ptr() == grid:
+                return self._times[timestep.storage_offset()]
+        return float(timestep)
 
     def step(
         self,
@@ -238,7 +247,10 @@ class FlowMatchingImageToDepthScheduler(SchedulerMixin, ConfigMixin):
         sample: torch.Tensor,
         return_dict: bool = True,
     ) -> FlowMatchingImageToDepthSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
-        """Advance by one evaluation of the network.
+        """Advances by one evaluation of the network.
+
+        A time that is taken from `timesteps` (by iterating over it, or by an index) is known on the host. Another
+        tensor on a GPU is read, which waits until the GPU has done all that was asked of it.
 
         Args:
             model_output: Velocity that the network predicts at `sample`; shape of `sample`.
@@ -263,6 +275,7 @@ class FlowMatchingImageToDepthScheduler(SchedulerMixin, ConfigMixin):
                 f"`model_output` must have the shape of `sample`, {tuple(sample.shape)}, got "
                 f"{tuple(model_output.shape)}."
             )
+        time = self._host_time(timestep)
         if self._step_index is None:
             self._step_index = self.index_for_timestep(timestep) if self._begin_index is None else self._begin_index
         if not 0 <= self._step_index < len(self._times):
@@ -270,9 +283,9 @@ class FlowMatchingImageToDepthScheduler(SchedulerMixin, ConfigMixin):
                 f"There is no evaluation {self._step_index + 1} of {len(self._times)}: all steps were taken. Call "
                 "`scheduler.set_timesteps(n)` to start again."
             )
-        if abs(float(timestep) - self._times[self._step_index]) > _rounding_of(timestep):
+        if abs(time - self._times[self._step_index]) > _rounding_of(timestep):
             raise ValueError(
-                f"`timestep` {float(timestep)} is out of order: the next one is {self._times[self._step_index]}. To "
+                f"`timestep` {time} is out of order: the next one is {self._times[self._step_index]}. To "
                 f"start again, call `scheduler.set_timesteps(n)`.{_index_hint(timestep)}"
             )
 
@@ -290,7 +303,7 @@ class FlowMatchingImageToDepthScheduler(SchedulerMixin, ConfigMixin):
         else:
             if self._first_stage is None:
                 raise ValueError(
-                    f"`timestep` {float(timestep)} is the second evaluation of a {self.config.solver_type} step, "
+                    f"`timestep` {time} is the second evaluation of a {self.config.solver_type} step, "
                     "whose first was not made. Start at the first: an even index of `scheduler.timesteps`."
                 )
             start, start_velocity = self._first_stage
@@ -319,14 +332,14 @@ class FlowMatchingImageToDepthScheduler(SchedulerMixin, ConfigMixin):
         noise: torch.Tensor,
         timesteps: float | torch.Tensor,
     ) -> torch.Tensor:
-        """Add the noise of a step of the cosine schedule (of Nichol and Dhariwal, as DepthFM's authors compute it).
+        """Adds the noise of a step of the cosine schedule (of Nichol and Dhariwal, as DepthFM's authors compute it).
 
         Args:
-            original_samples: Samples, `B x ...`.
+            original_samples: Samples, B×....
             noise: Gaussian noise of unit variance, of the shape of `original_samples`.
             timesteps: Steps of the cosine schedule (not flow times), from 0 (exactly no noise) to
                 `num_train_timesteps`, fractions allowed: one number, or a tensor of one, or of one per sample, of
-                shape B or `B x 1 x ...`.
+                shape B or B×1×....
 
         Returns:
             `sqrt(a) original_samples + sqrt(1 - a) noise`, in the dtype of `original_samples`.
@@ -342,7 +355,7 @@ class FlowMatchingImageToDepthScheduler(SchedulerMixin, ConfigMixin):
         last = self.config.num_train_timesteps
         # On the host in float64: near the last step, tan is beyond float32 (and some devices have no float64).
         steps = torch.as_tensor(timesteps, dtype=torch.float64, device="cpu")
-        if not bool(((steps >= 0) & (steps <= last)).all()):
+        if not all(0 <= step <= last for step in steps.flatten().tolist()):
             raise ValueError(f"`timesteps` must lie between 0 and {last}, got {steps.tolist()}.")
         # a = sigmoid(-2 log(r)) = 1 / (1 + r^2), where r is the noise-to-signal ratio. The 1e-5 only keeps the
         # logarithm finite; at step 0 the authors add no noise.
@@ -350,17 +363,16 @@ class FlowMatchingImageToDepthScheduler(SchedulerMixin, ConfigMixin):
         signal = torch.rsqrt(1 + ratio**2)
         compute_dtype = torch.promote_types(original_samples.dtype, torch.float32)
         signal_weight, noise_weight = (
-            _per_sample(weight.to(original_samples.device, compute_dtype), original_samples, "timesteps")
-            for weight in (signal, ratio * signal)
+            _per_sample(weight.to(compute_dtype), original_samples, "timesteps") for weight in (signal, ratio * signal)
         )
         noisy = signal_weight * original_samples.to(compute_dtype) + noise_weight * noise.to(compute_dtype)
         return noisy.to(original_samples.dtype)
 
     def augment(self, latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """Make the source x_0 of the flow: the image's latent with the noise of `noise_augmentation_step`.
+        """Makes the source x_0 of the flow: the image's latent with the noise of `noise_augmentation_step`.
 
         Args:
-            latents: Latents of images, `B x C x h x w`, scaled by the autoencoder's scaling factor.
+            latents: Latents of images, B×C×h×w, scaled by the autoencoder's scaling factor.
             noise: Gaussian noise of unit variance, of the same shape.
 
         Returns:
@@ -372,30 +384,31 @@ class FlowMatchingImageToDepthScheduler(SchedulerMixin, ConfigMixin):
         return self.add_noise(latents, noise, self.config.noise_augmentation_step)
 
     def interpolate(self, source: torch.Tensor, target: torch.Tensor, t: float | torch.Tensor) -> torch.Tensor:
-        """Point of the straight path between source and target, `x_t = (1 - t) x_0 + t x_1`.
+        """Returns the point of the straight path between source and target, `x_t = (1 - t) x_0 + t x_1`.
 
         Args:
-            source: x_0, `B x ...`.
+            source: x_0, B×....
             target: x_1, of the same shape.
             t: Flow time in [0, 1]: one number, or a tensor of one, or of one per sample, of shape B or
-                `B x 1 x ...`.
+                B×1×....
 
         Returns:
             x_t, in the dtype of `source`.
 
         Raises:
-            ValueError: If shapes do not match, or a time is outside [0, 1].
+            ValueError: If shapes do not match, or a time is outside [0, 1] (not checked for a tensor on a GPU).
         """
         _check_same_shape(source, target)
         compute_dtype = torch.promote_types(source.dtype, torch.float32)
-        times = torch.as_tensor(t, dtype=compute_dtype, device=source.device)
-        if not bool(((times >= 0) & (times <= 1)).all()):
+        times = torch.as_tensor(t, dtype=compute_dtype)
+        # Of a tensor on a GPU, the values could only be read by waiting for them.
+        if times.device.type == "cpu" and not all(0 <= time <= 1 for time in times.flatten().tolist()):
             raise ValueError(f"`t` must lie in [0, 1], got {times.tolist()}.")
         time = _per_sample(times, source, "t")
         return ((1 - time) * source.to(compute_dtype) + time * target.to(compute_dtype)).to(source.dtype)
 
     def get_velocity(self, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Velocity of the straight path between source and target, `x_1 - x_0`: what the network is to predict.
+        """Returns the velocity of the straight path from source to target, `x_1 - x_0`: what the network predicts.
 
         Args:
             source: x_0, any shape.
@@ -413,14 +426,14 @@ class FlowMatchingImageToDepthScheduler(SchedulerMixin, ConfigMixin):
 
 
 def _rounding_of(timestep: float | torch.Tensor) -> float:
-    """How far a time may be off for having been rounded, at least to float32 and else to its tensor's dtype."""
+    """Returns by how much a time may differ because of rounding to float32, or to the dtype of its tensor."""
     if isinstance(timestep, torch.Tensor) and timestep.is_floating_point():
         return max(1e-6, torch.finfo(timestep.dtype).eps)
     return 1e-6
 
 
 def _index_hint(timestep: float | torch.Tensor) -> str:
-    """What to add to an error about a timestep that looks like an index into `timesteps`."""
+    """Returns what to add to an error about a timestep that looks like an index into `timesteps`."""
     if isinstance(timestep, torch.Tensor):
         integer = not timestep.is_floating_point()
     else:
@@ -438,8 +451,11 @@ def _check_same_shape(source: torch.Tensor, target: torch.Tensor) -> None:
 
 
 def _per_sample(values: torch.Tensor, samples: torch.Tensor, name: str) -> torch.Tensor:
-    """Shape one value, or one per sample, so that it broadcasts over samples `B x ...`."""
+    """Shapes values so that they broadcast over samples B×...: one value, left on the host, or one per sample."""
     count = samples.shape[0]
     if values.numel() != 1 and values.shape not in ((count,), (count, *[1] * (samples.ndim - 1))):
         raise ValueError(f"`{name}` must be one number or one per sample ({count}), got shape {tuple(values.shape)}.")
-    return values.reshape(-1, *[1] * (samples.ndim - 1))
+    if values.numel() == 1 and values.device.type == "cpu":
+        # A tensor without dimensions is combined with one on any device, without a copy that waits for that device.
+        return values.reshape(())
+    return values.to(samples.device).reshape(-1, *[1] * (samples.ndim - 1))

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers.host_reads import HostReads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -324,3 +325,52 @@ def test_training_helpers_refuse_misuse():
     for helper in (lambda: scheduler.interpolate(x, x[:1], 0.5), lambda: scheduler.get_velocity(x, x[:1])):
         with pytest.raises(ValueError, match="`target` must have the shape"):
             helper()
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_steps_do_not_wait_for_the_device(solver):
+    """A time that comes from `timesteps` is known on the host, and is not read back from the device."""
+    scheduler = FlowMatchingImageToDepthScheduler(solver_type=solver)
+    scheduler.set_timesteps(3)
+    sample = torch.linspace(-1, 1, 6)
+    with HostReads() as host:
+        sample = scheduler.augment(sample, torch.ones(6))
+        for t in scheduler.timesteps:
+            sample = scheduler.step(-sample, t, scheduler.scale_model_input(sample, t)).prev_sample
+    assert host.reads == []
+    with HostReads() as host, pytest.raises(ValueError, match="all steps were taken"):
+        scheduler.step(-sample, torch.tensor(1.0), sample)
+
+
+def test_a_time_from_elsewhere_is_read():
+    """Only its value tells whether it is the next one."""
+    scheduler = FlowMatchingImageToDepthScheduler()
+    scheduler.set_timesteps(2)
+    sample = torch.ones(2)
+    with HostReads() as host:
+        sample = scheduler.step(sample, scheduler.timesteps[0].clone(), sample).prev_sample
+    assert host.reads
+    scheduler.timesteps = scheduler.timesteps + 0.25  # no longer the grid that was laid out
+    with pytest.raises(ValueError, match=r"0\.75 is out of order: the next one is 0\.5"):
+        scheduler.step(sample, scheduler.timesteps[1], sample)
+
+
+def test_paths_do_not_wait_for_the_device():
+    """On a device, times are not checked: `meta` tensors have no value that could be read."""
+    scheduler = FlowMatchingImageToDepthScheduler()
+    source = torch.ones(2, 3, device="meta")
+    for t in (0.5, torch.ones(2, device="meta")):
+        assert scheduler.interpolate(source, source, t).shape == (2, 3)
+    assert scheduler.augment(source, source).device.type == "meta"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_one_number_gives_what_a_tensor_per_sample_gives(dtype):
+    scheduler = FlowMatchingImageToDepthScheduler()
+    source, target = torch.randn(2, 3, 4, 4).to(dtype), torch.randn(2, 3, 4, 4).to(dtype)
+    for step in (0, 1, 123.4, 400, 999, 1000):
+        expected = scheduler.add_noise(source, target, torch.full((2,), step, dtype=torch.float64))
+        assert torch.equal(scheduler.add_noise(source, target, step), expected)
+        t = step / 1000
+        expected = scheduler.interpolate(source, target, torch.full((2,), t, dtype=torch.float64))
+        assert torch.equal(scheduler.interpolate(source, target, t), expected)

@@ -2,59 +2,36 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DiffusionPipeline, UNet2DConditionModel
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
-from PIL import Image
 
-from ...geometry import (
-    depth_to_normals,
-    intrinsics_from_fov,
-)
-from ...image_processing import (
-    RESAMPLE_METHODS,
-    ProcessedImage,
-    depth_from_log_depth,
-    load_images,
-    process_image,
-    resize,
-    unpad,
-)
+from ...image_processing import load_images, process_image
 from ...loaders.lora import UNetLoraLoaderMixin
 from ...loaders.registration import NativeLibraryNamesMixin
-from ...models.attention_processor import (
-    RescaledSelfAttnProcessor,
-    set_self_attention_rescaling,
-)
+from ...models.attention_processor import set_self_attention_rescaling
 from ...models.prompt_embedding import PromptEmbedding
 from ...schedulers.scheduling_flow_matching_image_to_depth import FlowMatchingImageToDepthScheduler
-from ..pipeline_output import (
-    DepthFMOutput,
-    Maps,
-    collect_maps,
-)
-from .ensembling import (
-    ensemble_log_depth,
-    ensemble_uncertainty,
-)
-
-logger = logging.get_logger(__name__)
+from ..pipeline_output import DepthFMOutput
+from . import checks
+from .call_state import CallStateMixin
+from .image_maps import make_output, output_size
 
 
-class DepthFMPipeline(NativeLibraryNamesMixin, DiffusionPipeline, UNetLoraLoaderMixin):
+class DepthFMPipeline(NativeLibraryNamesMixin, CallStateMixin, DiffusionPipeline, UNetLoraLoaderMixin):
     """Pipeline for monocular depth estimation with [DepthFM](https://arxiv.org/abs/2403.13788).
 
     The latent of an image, with a little noise added, is carried along a learnt velocity field from t = 0 (image) to
     t = 1 (depth map), in a few steps or a single one. The pipeline inherits loading, saving, devices and offloading
-    from `DiffusionPipeline`, and LoRA for its UNet from diffusers' `StableDiffusionLoraLoaderMixin`.
+    from `DiffusionPipeline`, and LoRA for its UNet from diffusers' `StableDiffusionLoraLoaderMixin`. Several threads
+    may call one pipeline at the same time: each call has a state of its own, and steps a copy of the scheduler.
 
     ```python
     pipe = DepthFMPipeline.from_pretrained(default_model_path())
@@ -94,9 +71,11 @@ class DepthFMPipeline(NativeLibraryNamesMixin, DiffusionPipeline, UNetLoraLoader
     ) -> None:
         super().__init__()
         # Components may be `None` until a call: diffusers makes pipelines of some of their components.
-        _check_fit(unet, vae, prompt_embedding)
-        default_num_inference_steps = _integer("default_num_inference_steps", default_num_inference_steps, 1)
-        default_processing_resolution = _integer("default_processing_resolution", default_processing_resolution, 0)
+        checks.check_components_fit(unet, vae, prompt_embedding)
+        default_num_inference_steps = checks.as_integer("default_num_inference_steps", default_num_inference_steps, 1)
+        default_processing_resolution = checks.as_integer(
+            "default_processing_resolution", default_processing_resolution, 0
+        )
         self.register_modules(unet=unet, vae=vae, scheduler=scheduler, prompt_embedding=prompt_embedding)
         self.register_to_config(
             default_num_inference_steps=default_num_inference_steps,
@@ -107,18 +86,6 @@ class DepthFMPipeline(NativeLibraryNamesMixin, DiffusionPipeline, UNetLoraLoader
         self.default_processing_resolution = default_processing_resolution
         if unet is not None:
             set_self_attention_rescaling(unet, rescale_self_attention)
-        self._num_timesteps = 0
-        self._interrupt = False
-
-    @property
-    def num_timesteps(self) -> int:
-        """Number of network evaluations per image and ensemble member in the last call."""
-        return self._num_timesteps
-
-    @property
-    def interrupt(self) -> bool:
-        """Whether the remaining evaluations are skipped; a callback may set `pipe._interrupt = True`."""
-        return self._interrupt
 
     @property
     def vae_scale_factor(self) -> int:
@@ -133,7 +100,6 @@ class DepthFMPipeline(NativeLibraryNamesMixin, DiffusionPipeline, UNetLoraLoader
         resample_method_input: str,
         resample_method_output: str,
         batch_size: int,
-        latents: torch.Tensor | list[torch.Tensor] | None,
         generator: torch.Generator | list[torch.Generator] | None,
         output_type: str,
         output_uncertainty: bool,
@@ -148,64 +114,16 @@ class DepthFMPipeline(NativeLibraryNamesMixin, DiffusionPipeline, UNetLoraLoader
             ValueError: If an argument is out of its range, two exclude each other, a component is missing, or the
                 components do not fit together.
         """
-        missing = [name for name, component in self.components.items() if component is None]
-        if missing:
-            raise ValueError(f"The pipeline has no {missing[0]}: set `pipe.{missing[0]}`, or pass it when loading.")
-        _check_fit(self.unet, self.vae, self.prompt_embedding)
-        if not hasattr(self.scheduler, "augment"):
-            raise ValueError(
-                "`scheduler` must be a FlowMatchingImageToDepthScheduler, or have its method `augment` (the source of "
-                f"the flow), but it is a {type(self.scheduler).__name__}."
-            )
-        for name, value, minimum in (
-            ("num_inference_steps", num_inference_steps, 1),
-            ("ensemble_size", ensemble_size, 1),
-            ("processing_resolution", processing_resolution, 0),
-            ("batch_size", batch_size, 1),
-        ):
-            _integer(name, value, minimum)
-        for name, method in (
-            ("resample_method_input", resample_method_input),
-            ("resample_method_output", resample_method_output),
-        ):
-            if method not in RESAMPLE_METHODS:
-                raise ValueError(f"`{name}` must be one of {RESAMPLE_METHODS}, got {method!r}.")
-        if output_type not in ("np", "pt", "pil", "latent"):
-            raise ValueError(f"`output_type` must be 'np', 'pt', 'pil' or 'latent', got {output_type!r}.")
-        if output_uncertainty and ensemble_size < 2:
-            raise ValueError(
-                f"`output_uncertainty=True` needs `ensemble_size` of at least 2 (better 5), got {ensemble_size}."
-            )
-        if output_type == "latent" and (output_uncertainty or output_normals):
-            raise ValueError(
-                "`output_uncertainty` and `output_normals` need decoded maps: use another `output_type` than 'latent'."
-            )
-        if output_normals and not 0 < fov_x_deg < 180:
-            raise ValueError(f"`fov_x_deg` must be in (0, 180) degrees, got {fov_x_deg!r}.")
-        generators = generator if isinstance(generator, list) else [generator]
-        for one in generators:
-            if not isinstance(one, torch.Generator) and not (one is None and generator is None):
-                raise TypeError(f"`generator` must be a torch.Generator or a list of them, got {type(one).__name__}.")
-        names = callback_on_step_end_tensor_inputs
-        if names is not None and (isinstance(names, str) or not isinstance(names, Sequence)):
-            raise TypeError(
-                f"`callback_on_step_end_tensor_inputs` must be a list of names among {self._callback_tensor_inputs}, "
-                f"got {names!r}."
-            )
-        unknown = [name for name in names or () if name not in self._callback_tensor_inputs]
-        if unknown:
-            raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` must be among {self._callback_tensor_inputs}, got {unknown}."
-            )
-        processors = self.unet.attn_processors.values()
-        if self.config.rescale_self_attention and not any(
-            isinstance(processor, RescaledSelfAttnProcessor) for processor in processors
-        ):
-            raise ValueError(
-                "The pipeline has `rescale_self_attention=True`, but its UNet's attention processors were replaced "
-                "(by another UNet, attention slicing or `set_default_attn_processor`). Call "
-                "depthfm_diffusers.models.attention_processor.set_self_attention_rescaling(pipe.unet, True)."
-            )
+        checks.check_components(self.components, self.config.rescale_self_attention)
+        checks.as_integer("num_inference_steps", num_inference_steps, 1)
+        checks.as_integer("ensemble_size", ensemble_size, 1)
+        checks.as_integer("processing_resolution", processing_resolution, 0)
+        checks.as_integer("batch_size", batch_size, 1)
+        checks.check_resample_method("resample_method_input", resample_method_input)
+        checks.check_resample_method("resample_method_output", resample_method_output)
+        checks.check_outputs(output_type, output_uncertainty, output_normals, ensemble_size, fov_x_deg)
+        checks.check_generator(generator)
+        checks.check_callback_tensor_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
 
     def prepare_latents(
         self,
@@ -235,60 +153,39 @@ class DepthFMPipeline(NativeLibraryNamesMixin, DiffusionPipeline, UNetLoraLoader
         """
         device = self._execution_device
         channels = self.vae.config.latent_channels
-        shapes = [(ensemble_size, channels, *size) for size in sizes]
-        if latents is None:
-            members = len(sizes) * ensemble_size
-            if isinstance(generator, list) and len(generator) != members:
-                raise ValueError(
-                    "`generator` must be one generator, or a list of one per image and ensemble member, "
-                    f"{len(sizes)} × {ensemble_size} = {members}; got {len(generator)}."
-                )
-            generators = generator if isinstance(generator, list) else [generator] * members
-            draws = [
-                randn_tensor(
-                    (1, *shape[1:]), generator=generators[i * ensemble_size + k], device=device, dtype=torch.float32
-                )
-                for i, shape in enumerate(shapes)
-                for k in range(ensemble_size)
-            ]
-            return [torch.cat(draws[i : i + ensemble_size]) for i in range(0, members, ensemble_size)]
-
-        if isinstance(latents, torch.Tensor) and len(set(sizes)) == 1:
-            expected = (len(sizes) * ensemble_size, *shapes[0][1:])
-            if tuple(latents.shape) != expected:
-                raise ValueError(
-                    f"`latents` must have shape {expected} (images × members, channels, and height and width of the "
-                    f"processed image, each divided by {self.vae_scale_factor} and rounded up), got "
-                    f"{tuple(latents.shape)}."
-                )
-            latents = latents.split(ensemble_size)
-        elif not isinstance(latents, (list, tuple)) or not all(isinstance(x, torch.Tensor) for x in latents):
-            raise TypeError(
-                "`latents` must be a tensor, or a list of one tensor per image (for images of several sizes it must "
-                f"be a list), got {type(latents).__name__}."
-            )
-        if [tuple(x.shape) for x in latents] != shapes:
+        if latents is not None:
+            given = checks.check_noise(latents, sizes, ensemble_size, channels, self.vae_scale_factor)
+            return [x.to(device=device, dtype=torch.float32) for x in given]
+        members = len(sizes) * ensemble_size
+        if isinstance(generator, list) and len(generator) != members:
             raise ValueError(
-                f"`latents` must be a list of tensors of shapes {shapes} (members, channels, and height and width of "
-                f"each processed image, divided by {self.vae_scale_factor} and rounded up), got "
-                f"{[tuple(x.shape) for x in latents]}."
+                "`generator` must be one generator, or a list of one per image and ensemble member, "
+                f"{len(sizes)} × {ensemble_size} = {members}; got {len(generator)}."
             )
-        if not all(torch.isfinite(x).all() for x in latents):
-            raise ValueError("`latents` hold NaN or infinite values.")
-        return [x.to(device=device, dtype=torch.float32) for x in latents]
+        generators = iter(generator if isinstance(generator, list) else [generator] * members)
+        draws = [
+            [
+                randn_tensor((1, channels, *size), generator=next(generators), device=device, dtype=torch.float32)
+                for _ in range(ensemble_size)
+            ]
+            for size in sizes
+        ]
+        return [torch.cat(one) for one in draws]
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
-        """Encodes images to scaled latents: the condition c, and the signal of the source.
+        """Encodes images to latents as the UNet takes them: the condition c, and the signal of the source.
 
         Args:
             image: B×3×H×W in [-1, 1], both sides multiples of `vae_scale_factor`.
 
         Returns:
-            Latents, B×C×h×w, float32: posterior mode (or the deterministic encoding) × scaling factor.
+            Latents, B×C×h×w, float32: (z - shift factor) × scaling factor, z being the posterior's mode (or the
+            deterministic encoding).
         """
         encoded = self.vae.encode(image.to(self.vae.dtype))
         latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
-        return latents.float() * self.vae.config.scaling_factor
+        shift = self.vae.config.get("shift_factor") or 0.0  # `None` or 0 in most autoencoders
+        return (latents.float() - shift) * self.vae.config.scaling_factor
 
     def predict_velocity(
         self, latents: torch.Tensor, image_latents: torch.Tensor, t: torch.Tensor, prompt_embeds: torch.Tensor
@@ -318,12 +215,13 @@ class DepthFMPipeline(NativeLibraryNamesMixin, DiffusionPipeline, UNetLoraLoader
         """Decodes latents to raw log depth: the mean of the decoded channels, not clamped.
 
         Args:
-            latents: B×C×h×w, scaled, at t = 1.
+            latents: B×C×h×w at t = 1, scaled and shifted as `encode_image` does.
 
         Returns:
             Log depth, B×1×H×W, float32, still padded.
         """
-        decoded = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype), return_dict=False)[0]
+        latents = latents / self.vae.config.scaling_factor + (self.vae.config.get("shift_factor") or 0.0)
+        decoded = self.vae.decode(latents.to(self.vae.dtype), return_dict=False)[0]
         return decoded.float().mean(dim=1, keepdim=True)
 
     @torch.no_grad()
@@ -343,10 +241,7 @@ class DepthFMPipeline(NativeLibraryNamesMixin, DiffusionPipeline, UNetLoraLoader
         output_uncertainty: bool = False,
         output_normals: bool = False,
         output_latent: bool = False,
-        callback_on_step_end: Callable[[DepthFMPipeline, int, torch.Tensor, dict[str, torch.Tensor]], dict[str, Any]]
-        | PipelineCallback
-        | MultiPipelineCallbacks
-        | None = None,
+        callback_on_step_end: Callable[..., dict[str, Any]] | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] | None = ("latents",),
         return_dict: bool = True,
         fov_x_deg: float = 55.0,
@@ -384,7 +279,8 @@ class DepthFMPipeline(NativeLibraryNamesMixin, DiffusionPipeline, UNetLoraLoader
             callback_on_step_end: Called after each evaluation as `callback(pipe, i, t, tensors)`, with the index and
                 the flow time; returns the dict of tensors, in which they may be replaced. Images are grouped by padded
                 size: `latents` are those of all images and members of one group, whatever `batch_size`, and the
-                evaluations of one group follow those of another.
+                evaluations of one group follow those of another. `pipe._interrupt = True` skips the remaining
+                evaluations, see below.
             callback_on_step_end_tensor_inputs: What the callback gets: `"latents"` (x_t at the end of the evaluation)
                 and `"image_latents"`, both float32 (images × members)×C×h×w. `None` is `["latents"]`.
             return_dict: Whether to return a `DepthFMOutput` instead of a tuple of its fields.
@@ -392,7 +288,9 @@ class DepthFMPipeline(NativeLibraryNamesMixin, DiffusionPipeline, UNetLoraLoader
 
         Returns:
             `DepthFMOutput`, or the tuple (prediction, log_depth, uncertainty, normals, latent), `None` where not asked
-            for. See `DepthFMOutput` for shapes, ranges and units.
+            for. See `DepthFMOutput` for shapes, ranges and units. An interrupted call returns maps of the unfinished
+            latents, as diffusers' pipelines do, and `None` in place of each map of an image whose group was not begun
+            (in place of all maps together, if none was).
 
         Raises:
             TypeError: If an argument has the wrong type.
@@ -414,7 +312,6 @@ class DepthFMPipeline(NativeLibraryNamesMixin, DiffusionPipeline, UNetLoraLoader
             resample_method_input,
             resample_method_output,
             batch_size,
-            latents,
             generator,
             output_type,
             output_uncertainty,
@@ -431,12 +328,12 @@ class DepthFMPipeline(NativeLibraryNamesMixin, DiffusionPipeline, UNetLoraLoader
             process_image(one, processing_resolution, resample_method_input, self.vae_scale_factor)
             for one in load_images(image)
         ]
-        if output_normals and any(min(_output_size(one, match_input_resolution)) < 2 for one in images):
+        if output_normals and any(min(output_size(one, match_input_resolution)) < 2 for one in images):
             raise ValueError("`output_normals=True` needs maps of at least 2 pixels along each side.")
         factor = self.vae_scale_factor
         sizes = [(one.pixels.shape[-2] // factor, one.pixels.shape[-1] // factor) for one in images]
         for one, size in zip(images, sizes, strict=True):
-            self._check_latent_size(size, one.original_size)
+            checks.check_latent_size(self.unet, self.vae, size, one.original_size)
         noise = self.prepare_latents(sizes, ensemble_size, latents, generator)
 
         # 2. The constant embedding. Called as a module, so that offloading hooks fire.
@@ -447,19 +344,19 @@ class DepthFMPipeline(NativeLibraryNamesMixin, DiffusionPipeline, UNetLoraLoader
         groups: dict[tuple[int, int], list[int]] = {}
         for i, size in enumerate(sizes):
             groups.setdefault(size, []).append(i)
-        self._interrupt = False
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
-        self._num_timesteps = len(self.scheduler.timesteps)
+        num_timesteps = num_inference_steps * self.scheduler.order
         evaluations = sum(math.ceil(len(group) * ensemble_size / batch_size) for group in groups.values())
 
         predicted: dict[int, torch.Tensor] = {}  # per image, E×C×h×w
         members: dict[int, torch.Tensor] = {}  # per image, E×1×PH×PW
-        with self.progress_bar(total=evaluations * self._num_timesteps) as progress_bar:
+        with self._new_call(num_timesteps), self.progress_bar(total=evaluations * num_timesteps) as progress_bar:
             for group in groups.values():
+                if self.interrupt:
+                    break
                 # Each image is encoded once, however many members it has.
                 pixels = torch.cat([images[i].pixels.to(device) for i in group])
                 encoded = torch.cat([self.encode_image(batch) for batch in pixels.split(batch_size)])
-                self._check_finite(encoded, "vae", "image latents")
+                checks.check_finite(encoded, "image latents", "vae", self.vae.dtype)
                 result = self.denoise(
                     encoded.repeat_interleave(ensemble_size, dim=0),
                     torch.cat([noise[i] for i in group]),
@@ -470,48 +367,31 @@ class DepthFMPipeline(NativeLibraryNamesMixin, DiffusionPipeline, UNetLoraLoader
                     callback_on_step_end,
                     callback_on_step_end_tensor_inputs,
                 )
-                self._check_finite(result, "unet", "predicted latents")
+                if result is None:
+                    break
+                checks.check_finite(result, "predicted latents", "unet", self.unet.dtype)
                 predicted.update(zip(group, result.split(ensemble_size), strict=True))
                 if output_type != "latent":
                     decoded = torch.cat([self.decode_depth(batch) for batch in result.split(batch_size)])
-                    self._check_finite(decoded, "vae", "decoded maps")
+                    checks.check_finite(decoded, "decoded maps", "vae", self.vae.dtype)
                     members.update(zip(group, decoded.split(ensemble_size), strict=True))
 
-        # 4. Ensemble and resize in log depth; depth and normals come last.
-        one_size = len({one.original_size for one in images}) == 1
-        in_order = [predicted[i] for i in range(len(images))]
-        latent = torch.cat(in_order) if one_size else in_order
-        log_depths, uncertainties, normals = [], [], []
-        for i, one in enumerate(images if members else []):
-            cropped = unpad(members.pop(i), one.padding)
-            size = _output_size(one, match_input_resolution)
-            log_depths.append(resize(ensemble_log_depth(cropped)[None], size, resample_method_output))
-            if output_uncertainty:
-                # Bicubic interpolation overshoots, and a standard deviation is not negative.
-                uncertainty = resize(ensemble_uncertainty(cropped)[None], size, resample_method_output)
-                uncertainties.append(uncertainty.clamp_min(0))
-            if output_normals:
-                depth = torch.exp(log_depths[-1] - log_depths[-1].max())
-                normals.append(depth_to_normals(depth, intrinsics_from_fov(fov_x_deg, *size)))
-        depths = [depth_from_log_depth(one) for one in log_depths]
-        prediction: Maps | list[Image.Image] | None
-        if output_type == "latent":
-            prediction = latent
-        elif output_type == "pil":
-            prediction = [_to_pil(one) for one in depths]
-        else:
-            prediction = collect_maps(depths, one_size, output_type)
+        # 4. Ensemble and resize. Without an interruption, every image has its members.
+        output = make_output(
+            images,
+            [members.get(i) for i in range(len(images))],
+            [predicted.get(i) for i in range(len(images))],
+            match_input_resolution,
+            resample_method_output,
+            output_type,
+            output_uncertainty,
+            output_latent,
+            fov_x_deg if output_normals else None,
+        )
 
         # 5. Offload all models.
         self.maybe_free_model_hooks()
 
-        output = DepthFMOutput(
-            prediction=prediction,
-            log_depth=collect_maps(log_depths, one_size, output_type),
-            uncertainty=collect_maps(uncertainties, one_size, output_type),
-            normals=collect_maps(normals, one_size, output_type),
-            latent=latent if output_latent else None,
-        )
         if not return_dict:
             return (output.prediction, output.log_depth, output.uncertainty, output.normals, output.latent)
         return output
@@ -526,7 +406,7 @@ class DepthFMPipeline(NativeLibraryNamesMixin, DiffusionPipeline, UNetLoraLoader
         on_evaluation: Callable[[], object],
         callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-    ) -> torch.Tensor:
+    ) -> torch.Tensor | None:
         """Carries latents of one size from the images to their depth maps.
 
         The state of all of them is stepped at once, and only the network's evaluations are split into batches: a
@@ -543,111 +423,29 @@ class DepthFMPipeline(NativeLibraryNamesMixin, DiffusionPipeline, UNetLoraLoader
             callback_on_step_end_tensor_inputs: See `__call__`.
 
         Returns:
-            Latents at t = 1, B×C×h×w, float32.
+            Latents at t = 1, B×C×h×w, float32; of an earlier time if the call was interrupted, and `None` if it was
+            before the first evaluation.
 
         Raises:
             TypeError: If the callback returns something else than a dict.
         """
-        self.scheduler.set_timesteps(num_inference_steps, device=image_latents.device)
-        latents = self.scheduler.augment(image_latents, noise)
-        for i, t in enumerate(self.scheduler.timesteps):
+        scheduler = copy.copy(self.scheduler)
+        scheduler.set_timesteps(num_inference_steps, device=image_latents.device)
+        latents = None
+        for i, t in enumerate(scheduler.timesteps):
             if self.interrupt:
                 continue
+            if latents is None:
+                latents = scheduler.augment(image_latents, noise)
             velocities = []
             for batch in zip(latents.split(batch_size), image_latents.split(batch_size), strict=True):
                 velocities.append(self.predict_velocity(*batch, t, prompt_embeds))
                 on_evaluation()
-            latents = self.scheduler.step(torch.cat(velocities), t, latents, return_dict=False)[0]
+            latents = scheduler.step(torch.cat(velocities), t, latents, return_dict=False)[0]
 
             if callback_on_step_end is not None:
                 tensors = {"latents": latents, "image_latents": image_latents}
                 given = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
-                returned = callback_on_step_end(self, i, t, given)
-                if not isinstance(returned, dict):
-                    raise TypeError(
-                        "`callback_on_step_end` must return the dict of tensors that it was given, changed or not; it "
-                        f"returned {type(returned).__name__}."
-                    )
-                latents = returned.get("latents", latents)
-                image_latents = returned.get("image_latents", image_latents)
+                tensors |= checks.returned_tensors(callback_on_step_end(self, i, t, given))
+                latents, image_latents = tensors["latents"], tensors["image_latents"]
         return latents
-
-    def _check_latent_size(self, latent_size: tuple[int, int], original_size: tuple[int, int]) -> None:
-        """Raises if a network's group normalisation would get a single value per group, which has no variance.
-
-        That takes a feature map of 1×1 where a level has one channel per group: tiny images in narrow networks.
-        """
-        unet, vae = self.unet.config, self.vae.config
-        # Per network: groups, and from where the map has its latent's size, the channels normalised at each halving.
-        levels = [unet.block_out_channels[max(0, i - 1) : i + 1] for i in range(len(unet.block_out_channels))]
-        for name, groups, widths in (
-            ("unet", unet.norm_num_groups, levels),
-            ("vae", vae.get("norm_num_groups"), [vae.block_out_channels[-2:]]),
-        ):
-            if any(max(latent_size) <= 2**level and groups in width for level, width in enumerate(widths)):
-                raise ValueError(
-                    f"An image of {original_size[0]}×{original_size[1]} pixels (height × width) is processed too "
-                    f"small for the `{name}`, which shrinks it to a single value per group of channels: use a larger "
-                    "`processing_resolution`."
-                )
-
-    def _check_finite(self, tensor: torch.Tensor, component: str, what: str) -> None:
-        """Raises if a network's output holds NaN or infinite values, with what to do about it."""
-        if torch.isfinite(tensor).all():
-            return
-        dtype = getattr(self, component).dtype
-        if dtype == torch.float16:
-            advice = (
-                "float16 has overflowed, most likely: load the pipeline in bfloat16 (`dtype=torch.bfloat16`), or keep "
-                "the autoencoder in float32 (`pipe.vae.to(torch.float32)`)."
-            )
-        else:
-            advice = "The weights may be damaged or not meant for this configuration; float16 is not the cause."
-        raise RuntimeError(f"The {what} hold NaN or infinite values (`{component}` runs in {dtype}). {advice}")
-
-
-def _integer(name: str, value: Any, minimum: int) -> int:
-    """Makes an `int` of an integer of any library; `name` is what errors call it."""
-    try:
-        integer = None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        integer = None
-    if integer is None:
-        raise TypeError(f"`{name}` must be an integer, got {value!r}.")
-    if integer < minimum:
-        raise ValueError(f"`{name}` must be at least {minimum}, got {integer}.")
-    return integer
-
-
-def _check_fit(
-    unet: UNet2DConditionModel | None,
-    vae: AutoencoderKL | AutoencoderTiny | None,
-    prompt_embedding: PromptEmbedding | None,
-) -> None:
-    """Raises if components, where they are given, do not fit together."""
-    if unet is not None and vae is not None and unet.config.in_channels != 2 * vae.config.latent_channels:
-        raise ValueError(
-            f"`unet` must take {2 * vae.config.latent_channels} channels (the current latent and the image's "
-            f"latent of the `vae`), but it takes {unet.config.in_channels}."
-        )
-    if unet is not None and prompt_embedding is not None:
-        # The width may be given per level, and a projection may come before the cross-attention.
-        taken = unet.config.encoder_hid_dim or unet.config.cross_attention_dim
-        widths = set(taken) if isinstance(taken, (list, tuple)) else {taken}
-        if widths != {prompt_embedding.config.dim}:
-            raise ValueError(
-                f"`prompt_embedding` must have the width of the `unet`'s cross-attention, {taken}, but it has "
-                f"{prompt_embedding.config.dim}."
-            )
-
-
-def _output_size(image: ProcessedImage, match_input_resolution: bool) -> tuple[int, int]:
-    """Height and width of an image's maps."""
-    if match_input_resolution:
-        return image.original_size
-    return image.pixels.shape[-2] - image.padding[0], image.pixels.shape[-1] - image.padding[1]
-
-
-def _to_pil(depth: torch.Tensor) -> Image.Image:
-    """Makes a 16-bit greyscale image of a depth map 1×1×H×W in [0, 1]."""
-    return Image.fromarray((depth[0, 0] * 65535).round().cpu().numpy().astype(np.uint16))

@@ -28,7 +28,7 @@ else:
     _Pipeline = object
 
 
-class DepthComponentsMixin(_Pipeline):
+class ControlNetComponentsMixin(_Pipeline):
     """DepthFM's components beside those of Stable Diffusion, under names that start with `depth_`.
 
     They are components of the pipeline itself, and not of a pipeline inside it: so saving, `variant`, `dtype`, `.to()`

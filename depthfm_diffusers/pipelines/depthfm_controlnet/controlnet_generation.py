@@ -31,13 +31,9 @@ from .controlnet_checks import (
     check_prompts,
     count_prompts,
 )
-from .controlnet_components import DepthComponentsMixin
-from .controlnet_inputs import (
-    InitialImages,
-    Size,
-    load_log_depths,
-    to_pil,
-)
+from .controlnet_components import ControlNetComponentsMixin
+from .controlnet_inputs import InitialImages, Size, load_log_depths, to_pil
+from .controlnet_noise import depth_generator
 from .pipeline_output import DepthFMControlNetOutput
 
 # Of `DepthFMPipeline.__call__`, what a pipeline that makes control images decides by itself.
@@ -54,7 +50,7 @@ _SET_BY_THE_PIPELINE = {
 }
 
 
-class DepthControlMixin(DepthComponentsMixin):
+class ControlNetGenerationMixin(ControlNetComponentsMixin):
     """Control images of depth for one of diffusers' Stable Diffusion ControlNet pipelines.
 
     A pipeline of diffusers is made depth-conditioned by naming this class before it among the bases. There is no loop
@@ -168,21 +164,31 @@ class DepthControlMixin(DepthComponentsMixin):
     ) -> list[torch.Tensor]:
         """Log depth of each image, 1×1×H×W, float32.
 
-        The noise has generators of its own that start from the seeds of those of the call: one seed fixes everything,
-        and diffusers' loop finds the call's generators as it would find them without depth estimation.
+        The noise has generators of its own, whose seeds follow from those of the call's generators: one seed fixes
+        everything, the depth's noise is not the noise of diffusers' loop, and that loop finds the call's generators as
+        it would find them without depth estimation.
+
+        Raises:
+            RuntimeError: If a callback has interrupted the estimation, or an output is not finite.
         """
         generator = arguments["generator"]
         if generator is not None and not estimator_arguments.keys() & {"generator", "latents"}:
             if isinstance(generator, list):
                 members = estimator_arguments.get("ensemble_size", 1)
-                own = [_restarted(generator[i * arguments["num_images_per_prompt"]]) for i in range(len(images))]
+                own = [depth_generator(generator[i * arguments["num_images_per_prompt"]]) for i in range(len(images))]
                 estimator_arguments["generator"] = [one for one in own for _ in range(members)]
             else:
-                estimator_arguments["generator"] = _restarted(generator)
+                estimator_arguments["generator"] = depth_generator(generator)
         estimator_arguments |= {"output_type": "pt", "return_dict": False}
-        _, log_depths, *_ = self.depth_estimator(images, **estimator_arguments)
+        estimator = self.depth_estimator
+        _, log_depths, *_ = estimator(images, **estimator_arguments)
         # With model offloading, nothing of the depth estimator stays on the accelerator from here on.
         self.maybe_free_model_hooks()
+        if estimator.interrupt:
+            raise RuntimeError(
+                "The depth estimation was interrupted by the callback in `depth_kwargs`: there is no finished "
+                "depth to make a control image of."
+            )
         return [one[None] for one in log_depths]
 
     def _arrange_controls(self, made: list[Image.Image], given: list[Any], arguments: Mapping[str, Any]) -> Any:
@@ -311,8 +317,3 @@ class DepthControlMixin(DepthComponentsMixin):
                 f"`controlnet_conditioning_scale` must be one number, or one per ControlNet: there are "
                 f"{len(self.controlnets)} ControlNets, got {scale}."
             )
-
-
-def _restarted(generator: torch.Generator) -> torch.Generator:
-    """A new generator that starts from the seed that another one started from."""
-    return torch.Generator(device=generator.device).manual_seed(generator.initial_seed())

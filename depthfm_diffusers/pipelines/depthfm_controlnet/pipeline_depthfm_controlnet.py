@@ -10,12 +10,12 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
 from ...control_image import DEFAULT_CONTROL_PERCENTILES
 from ...loaders.registration import NativeLibraryNamesMixin
-from .controlnet_generation import DepthControlMixin
+from .controlnet_generation import ControlNetGenerationMixin
 from .controlnet_imports import StableDiffusionControlNetPipeline
 from .pipeline_output import DepthFMControlNetOutput
 
 
-class DepthFMControlNetPipeline(NativeLibraryNamesMixin, DepthControlMixin, StableDiffusionControlNetPipeline):
+class DepthFMControlNetPipeline(NativeLibraryNamesMixin, ControlNetGenerationMixin, StableDiffusionControlNetPipeline):
     """Text-to-image generation that follows the depth of a photo, or a given depth.
 
     Depth is estimated by DepthFM, made a control image, and passed to diffusers' `StableDiffusionControlNetPipeline`,
@@ -91,7 +91,8 @@ class DepthFMControlNetPipeline(NativeLibraryNamesMixin, DepthControlMixin, Stab
                 See `control_image_from_log_depth`.
             depth_kwargs: Arguments of the depth estimator, as `DepthFMPipeline` takes them: `num_inference_steps`,
                 `ensemble_size`, `processing_resolution`, `batch_size`, `generator`, ... Without `generator` and
-                `latents`, its noise starts from the seed of `generator`, which is not advanced.
+                `latents`, its noise is drawn from another stream, which the seed of `generator` determines
+                (`controlnet_noise.depth_generator`); `generator` is not advanced.
             height: Height of the generated images in pixels, rounded down to a multiple of `vae_scale_factor`; `None`:
                 that of the photo or of the depth. Needed, as `width` is, for images of several sizes.
             width: Width of the generated images.

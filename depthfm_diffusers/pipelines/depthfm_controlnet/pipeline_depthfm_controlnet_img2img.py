@@ -10,14 +10,14 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
 from ...control_image import DEFAULT_CONTROL_PERCENTILES
 from ...loaders.registration import NativeLibraryNamesMixin
-from .controlnet_generation import DepthControlMixin
+from .controlnet_generation import ControlNetGenerationMixin
 from .controlnet_imports import StableDiffusionControlNetImg2ImgPipeline
 from .controlnet_inputs import load_initial_images
 from .pipeline_output import DepthFMControlNetOutput
 
 
 class DepthFMControlNetImg2ImgPipeline(
-    NativeLibraryNamesMixin, DepthControlMixin, StableDiffusionControlNetImg2ImgPipeline
+    NativeLibraryNamesMixin, ControlNetGenerationMixin, StableDiffusionControlNetImg2ImgPipeline
 ):
     """Image-to-image generation that keeps the depth of the image, or follows a given one.
 
@@ -85,7 +85,8 @@ class DepthFMControlNetImg2ImgPipeline(
                 See `control_image_from_log_depth`.
             depth_kwargs: Arguments of the depth estimator, as `DepthFMPipeline` takes them: `num_inference_steps`,
                 `ensemble_size`, `processing_resolution`, `batch_size`, `generator`, ... Without `generator` and
-                `latents`, its noise starts from the seed of `generator`, which is not advanced.
+                `latents`, its noise is drawn from another stream, which the seed of `generator` determines
+                (`controlnet_noise.depth_generator`); `generator` is not advanced.
             height: Height of the generated images in pixels, rounded down to a multiple of `vae_scale_factor`; `None`:
                 that of `image`. Needed, as `width` is, for images of several sizes.
             width: Width of the generated images.

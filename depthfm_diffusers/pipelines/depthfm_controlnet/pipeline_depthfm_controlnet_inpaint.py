@@ -11,7 +11,7 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
 from ...control_image import DEFAULT_CONTROL_PERCENTILES
 from ...loaders.registration import NativeLibraryNamesMixin
-from .controlnet_generation import DepthControlMixin
+from .controlnet_generation import ControlNetGenerationMixin
 from .controlnet_imports import StableDiffusionControlNetInpaintPipeline
 from .controlnet_inputs import (
     load_initial_images,
@@ -21,7 +21,7 @@ from .pipeline_output import DepthFMControlNetOutput
 
 
 class DepthFMControlNetInpaintPipeline(
-    NativeLibraryNamesMixin, DepthControlMixin, StableDiffusionControlNetInpaintPipeline
+    NativeLibraryNamesMixin, ControlNetGenerationMixin, StableDiffusionControlNetInpaintPipeline
 ):
     """Inpainting that keeps the depth of the image, or follows a given one.
 
@@ -93,7 +93,8 @@ class DepthFMControlNetInpaintPipeline(
                 See `control_image_from_log_depth`.
             depth_kwargs: Arguments of the depth estimator, as `DepthFMPipeline` takes them: `num_inference_steps`,
                 `ensemble_size`, `processing_resolution`, `batch_size`, `generator`, ... Without `generator` and
-                `latents`, its noise starts from the seed of `generator`, which is not advanced.
+                `latents`, its noise is drawn from another stream, which the seed of `generator` determines
+                (`controlnet_noise.depth_generator`); `generator` is not advanced.
             height: Height of the generated images in pixels, rounded down to a multiple of `vae_scale_factor`; `None`:
                 that of `image`. Needed, as `width` is, for images of several sizes.
             width: Width of the generated images.

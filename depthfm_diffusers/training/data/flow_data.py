@@ -276,6 +276,8 @@ def cache_latents(
         pipe.vae.config.scaling_factor,
         accelerator.mixed_precision,
     ]
+    if shift := pipe.vae.config.get("shift_factor"):  # a cache of an autoencoder without shift keeps its name
+        settings.append(shift)
     key = cache_key(dataset.frames.fingerprint(), [pipe.vae], settings)
     folder, plain = parent / f"latents-{key}-depth", parent / f"latents-{key}"
     if not with_depth and not is_complete(folder, len(dataset), variants):

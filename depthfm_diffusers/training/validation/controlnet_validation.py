@@ -13,10 +13,8 @@ from diffusers import ControlNetModel, StableDiffusionPipeline
 
 from ... import DepthFMControlNetPipeline
 from ...evaluation import depth_adherence
-from ...frames import (
-    CaptionedImage,
-    FrameError,
-)
+from ...frames import CaptionedImage, FrameError
+from ...pipelines.depthfm_controlnet.controlnet_noise import depth_generator
 from ..data.controlnet_data import (
     DepthControl,
     cover_view,
@@ -123,4 +121,5 @@ class ControlValidation:
 
     def _log_depth(self, image: torch.Tensor) -> torch.Tensor:
         """Log depth of an image 3×H×W in [0, 1]: 1×1×H×W, on the CPU; its noise is always the same."""
-        return self.control.log_depth(image[None], generator=torch.Generator().manual_seed(0)).float().cpu()
+        generator = depth_generator(torch.Generator().manual_seed(0))
+        return self.control.log_depth(image[None], generator=generator).float().cpu()

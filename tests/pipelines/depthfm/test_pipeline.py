@@ -383,3 +383,19 @@ def test_damaged_weights_are_not_blamed_on_float16(pipe, image):
         pipe.unet.conv_out.bias.fill_(float("nan"))
     with pytest.raises(RuntimeError, match=r"`unet` runs in torch.float32.*weights may be damaged"):
         pipe(image)
+
+
+@pytest.mark.parametrize("shift", [None, 0.0, 0.7])
+def test_the_autoencoders_shift_is_applied(pipe, shift):
+    """(z - shift)·scale on the way in and z/scale + shift on the way out, as diffusers' newer pipelines."""
+    pixels, latents = torch.rand(1, 3, 48, 64) * 2 - 1, noise(1)
+    with torch.no_grad():
+        mode, scale = pipe.vae.encode(pixels).latent_dist.mode(), pipe.vae.config.scaling_factor
+        encoded, decoded = pipe.encode_image(pixels), pipe.decode_depth(latents)
+        expected = pipe.vae.decode(latents / scale + (shift or 0.0)).sample.mean(dim=1, keepdim=True)
+        pipe.vae.register_to_config(shift_factor=shift)
+        assert torch.equal(pipe.encode_image(pixels), (mode - (shift or 0.0)) * scale)
+        assert torch.equal(pipe.decode_depth(latents), expected)
+    if not shift:
+        assert torch.equal(pipe.encode_image(pixels), encoded)
+        assert torch.equal(pipe.decode_depth(latents), decoded)

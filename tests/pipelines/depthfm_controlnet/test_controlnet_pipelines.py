@@ -37,8 +37,10 @@ from depthfm_diffusers import (
     DepthFMControlNetInpaintPipeline,
     DepthFMControlNetOutput,
     DepthFMControlNetPipeline,
+    DepthFMPipeline,
 )
 from depthfm_diffusers.control_image import control_image_from_log_depth
+from depthfm_diffusers.pipelines.depthfm_controlnet.controlnet_noise import depth_generator
 
 each_pipeline = pytest.mark.parametrize("cls", PIPELINES)
 each_layout = pytest.mark.parametrize("layout", PREDICTION_TYPES)
@@ -171,7 +173,7 @@ def test_images_of_several_sizes_are_generated_in_one():
 def test_depth_is_the_estimators_own(cls):
     pipe, _ = shared_pipelines(cls)
     output = pipe("a", **start_arguments(cls), **STEPS, generator=seeded(7))
-    expected = pipe.depth_estimator(build_image(), generator=seeded(7))
+    expected = pipe.depth_estimator(build_image(), generator=depth_generator(seeded(7)))
     assert np.array_equal(output.log_depth, expected.log_depth)
     assert np.array_equal(output.depth, expected.prediction)
     control = control_image_from_log_depth(torch.from_numpy(expected.log_depth).movedim(-1, 1))
@@ -388,6 +390,45 @@ def test_one_seed_fixes_everything_and_the_generator_is_not_spent_on_depth():
     for expected in (first, second):
         images = counterpart("a", first.control_image[0], **STEPS, generator=generator).images
         assert np.array_equal(images, expected.images)
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_the_depths_noise_is_not_that_of_the_image(monkeypatch, listed):
+    """Where one seed serves both and their latents have one shape."""
+    pipe, _ = build_pipelines()
+    draws = []
+    for cls in (DepthFMPipeline, DepthFMControlNetPipeline):
+        original = cls.prepare_latents
+        monkeypatch.setattr(
+            cls, "prepare_latents", lambda *args, original=original: draws.append(original(*args)) or draws[-1]
+        )
+    generator = [seeded(5)] if listed else seeded(5)
+    depth_kwargs = {"processing_resolution": 64}
+    for _ in range(2):
+        pipe("a", build_image(), depth_kwargs=depth_kwargs, **STEPS, generator=generator)
+    (depth,), image, (again,), _ = draws
+    assert depth.shape == image.shape == (1, 4, 6, 8)
+    assert abs(torch.corrcoef(torch.stack([depth.flatten(), image.flatten()]))[0, 1]) < 0.2
+    assert torch.equal(depth, again), "one seed, one depth"
+
+
+def test_derived_generators_differ_by_seed_and_not_by_use():
+    used = seeded(3)
+    torch.randn(5, generator=used)
+    assert depth_generator(used).initial_seed() == depth_generator(seeded(3)).initial_seed()
+    seeds = {depth_generator(seeded(seed)).initial_seed() % 2**32 for seed in range(1000)}
+    assert len(seeds) == 1000, "the CPU's generator uses 32 bits"
+    assert not seeds & set(range(1000))
+
+
+def test_an_interrupted_depth_is_not_followed():
+    def stop(used, i, t, tensors):
+        used._interrupt = True
+        return tensors
+
+    pipe, _ = shared_pipelines()
+    with pytest.raises(RuntimeError, match="depth estimation was interrupted by the callback in `depth_kwargs`"):
+        pipe("a", build_image(), depth_kwargs={"callback_on_step_end": stop, "num_inference_steps": 3}, **STEPS)
 
 
 def test_callbacks_see_the_pipeline_and_may_interrupt_it():
