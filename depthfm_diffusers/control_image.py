@@ -1,8 +1,7 @@
 """From log depth to the picture that a depth ControlNet is conditioned on.
 
 Depth ControlNets are trained on relative *inverse* depth, as MiDaS makes it: near is white, far is black. DepthFM
-predicts log depth, in which near is low. What turns one into the other is here, and only here: pipelines, training
-and evaluation call the same function.
+predicts log depth, in which near is low. Pipelines, training and evaluation all convert with the function below.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ def control_image_from_log_depth(
     log v, where one falls between two pixels). It is rounded to 8 bits, so that an image read back from a PNG file
     conditions exactly as the tensor does.
 
-    Log depth of which only v up to a factor is known (metres, or any other unit) is enough: adding a constant to y
-    changes nothing. DepthFM's log depth is known up to a power of the depth as well, and is taken as it is.
+    The unit of the depth does not matter: adding a constant to y changes nothing. DepthFM's log depth is also scaled
+    by an unknown factor (a power of the depth), and is taken as it is.
 
     Args:
         log_depth: N×1×H×W, finite: DepthFM's `log_depth`, or the logarithm of a depth in any unit.
@@ -39,9 +38,8 @@ def control_image_from_log_depth(
 
     Returns:
         N×3×H×W, float32 multiples of 1/255 in [0, 1], three equal channels, on the device of `log_depth`, without
-        gradient. A map that
-        is constant up to rounding gives 0. Where both percentiles are equal but the map is not constant, what lies
-        above them gives 1 and the rest 0.
+        gradient. A map that is constant up to rounding gives 0. Where both percentiles are equal but the map is not
+        constant, values above them give 1 and all others 0.
 
     Raises:
         ValueError: If `log_depth` has another shape, no pixels, or is not finite, or if the mode or the percentiles
@@ -75,7 +73,7 @@ def check_control_arguments(control_mode: str, percentiles: Sequence[float]) -> 
 
 
 def _control_image(log_depth: torch.Tensor, control_mode: str, percentiles: Sequence[float]) -> torch.Tensor:
-    """One control image 1×3×H×W of one map 1×1×H×W."""
+    """Makes one control image 1×3×H×W of one map 1×1×H×W."""
     exponent = -log_depth if control_mode == "disparity" else log_depth
     # exp keeps the order, so its percentiles are those of the exponents, which cannot overflow. NumPy: torch.quantile
     # refuses more than 2**24 values.

@@ -71,7 +71,7 @@ class NormalizedDepth:
 
     @property
     def has_range(self) -> bool:
-        """False for a frame without known depth, or with a single one: its values are 1 everywhere."""
+        """Whether the known depths differ; if they do not, or there is none, the values are 1 everywhere."""
         return self.log_far > self.log_near
 
 
@@ -116,5 +116,5 @@ def normalize_log_depth(
 
 
 def denormalize_log_depth(values: torch.Tensor, log_near: torch.Tensor, log_far: torch.Tensor) -> torch.Tensor:
-    """Inverse of `normalize_log_depth` inside the clip: depth in metres. The bounds broadcast against `values`."""
+    """Returns depth in metres: the inverse of `normalize_log_depth`. The bounds broadcast against `values`."""
     return torch.exp(log_near + (values + 1) / 2 * (log_far - log_near))

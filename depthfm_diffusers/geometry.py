@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 
 def intrinsics_from_fov(fov_x_deg: float | torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Intrinsics of a pinhole camera with square pixels and the principal point in the centre of the image.
+    """Returns the intrinsics of a pinhole camera: square pixels, principal point in the centre of the image.
 
     fx = fy = (width / 2) / tan(fov_x / 2) pixels; the centre of an image whose pixel centres are integers is
     ((width - 1) / 2, (height - 1) / 2).
@@ -72,7 +72,7 @@ def unproject(depth: torch.Tensor, intrinsics: torch.Tensor) -> torch.Tensor:
 
 
 def depth_to_normals(depth: torch.Tensor, intrinsics: torch.Tensor) -> torch.Tensor:
-    """Unit surface normals of a depth map, facing the camera.
+    """Returns the unit surface normals of a depth map, facing the camera.
 
     The normal is the cross product of the differences between neighbouring points along y and x: central
     differences, one-sided at the image's border. Both are exact on planes. For positive depth it is never zero and
@@ -88,7 +88,7 @@ def depth_to_normals(depth: torch.Tensor, intrinsics: torch.Tensor) -> torch.Ten
         Zero where the depths are all zero. Differentiable, with finite gradients on flat maps and at zero depth.
 
     Raises:
-        ValueError: If a shape does not fit, or a side has a single pixel (no slope can be told along it).
+        ValueError: If a shape does not fit, or a side has a single pixel (which has no slope).
     """
     points = unproject(depth, intrinsics)
     if min(depth.shape[2:]) < 2:

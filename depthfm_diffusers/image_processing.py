@@ -1,6 +1,6 @@
-"""From whatever a user calls an image to padded tensors for the autoencoder, and back from log depth to depth.
+"""From images of any accepted kind to padded tensors for the autoencoder, and from log depth to depth.
 
-What becomes of each kind of image:
+How each kind of image is read:
 
 - PIL images are turned upright by their EXIF orientation first. Greyscale, bilevel, CMYK, YCbCr, HSV and palette
   images become RGB; transparency (RGBA, LA, palettes) is composited over white. 16-bit greyscale (`I;16`, and `I`,
@@ -89,10 +89,9 @@ def load_images(image: Any) -> list[torch.Tensor]:
         ValueError: If there is no image, or one has a shape, dtype or mode that is not accepted, has no pixels, holds
             NaN, infinite values or values outside [0, 1], or cannot be decoded.
     """
-    named = [(f"`image[{i}]`", x) for i, x in enumerate(image)] if isinstance(image, (list, tuple)) else []
-    if not isinstance(image, (list, tuple)):
-        named = [("`image`", image)]
-    tensors = [one[None] for name, x in named for one in _to_tensor(name, x)]
+    several = isinstance(image, (list, tuple))
+    named = [(f"`image[{i}]`", one) for i, one in enumerate(image)] if several else [("`image`", image)]
+    tensors = [one[None] for name, value in named for one in _to_tensor(name, value)]
     if not tensors:
         raise ValueError("`image` is empty: pass at least one image.")
     return tensors
@@ -180,7 +179,7 @@ def _pil_to_array(name: str, image: Image.Image) -> np.ndarray:
 
 
 def processing_size(height: int, width: int, processing_resolution: int) -> tuple[int, int]:
-    """Size at which an image is processed, before padding.
+    """Returns the size at which an image is processed, before padding.
 
     Args:
         height: Height of the image.
@@ -228,7 +227,7 @@ def unpad(maps: torch.Tensor, padding: tuple[int, int]) -> torch.Tensor:
 
 
 def depth_from_log_depth(log_depth: torch.Tensor) -> torch.Tensor:
-    """exp, then min-max per map: 0 is the nearest point, 1 the farthest.
+    """Makes depth of log depth, by exp and then min-max per map: 0 is the nearest point, 1 the farthest.
 
     Computed as (exp(y - y_max) - exp(y_min - y_max)) / (1 - exp(y_min - y_max)): the same, but it cannot overflow.
 

@@ -12,8 +12,8 @@ from diffusers.loaders import StableDiffusionLoraLoaderMixin
 class UNetLoraLoaderMixin(StableDiffusionLoraLoaderMixin):
     """Stable Diffusion's LoRA loading for a pipeline without a text encoder.
 
-    `load_lora_weights`, `save_lora_weights`, `set_adapters`, `unload_lora_weights` and the rest are diffusers' own;
-    what is here keeps them from reaching for the text encoder.
+    `load_lora_weights`, `save_lora_weights`, `set_adapters`, `unload_lora_weights` and the rest are diffusers' own.
+    Only the places where they would look for a text encoder are changed.
     """
 
     _lora_loadable_modules: ClassVar[list[str]] = ["unet"]

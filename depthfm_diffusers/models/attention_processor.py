@@ -31,12 +31,12 @@ class RescaledSelfAttnProcessor:
         attention_mask: torch.Tensor | None = None,
         temb: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Attend.
+        """Computes the attention.
 
         Args:
             attn: The module whose projections are applied; they may be wrapped, by LoRA for example.
-            hidden_states: Queries' tokens, `B x n x C`.
-            encoder_hidden_states: Keys' and values' tokens, `B x m x D`; `hidden_states` if None.
+            hidden_states: Tokens of the queries, B×n×C.
+            encoder_hidden_states: Tokens of the keys and values, B×m×D; `hidden_states` if `None`.
             attention_mask: Bias that is added to the logits, in one of the shapes that diffusers prepares.
             temb: Not used; part of the interface.
 
@@ -64,7 +64,7 @@ class RescaledSelfAttnProcessor:
 
 
 def set_self_attention_rescaling(unet: UNet2DConditionModel, enabled: bool) -> None:
-    """Switch the rescaling of a UNet's self-attention on or off.
+    """Switches the rescaling of a UNet's self-attention on or off.
 
     Cross-attention keeps its processors. Switching off touches only layers that were switched on, and gives them
     diffusers' default processor.

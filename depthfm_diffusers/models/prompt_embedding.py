@@ -38,10 +38,10 @@ class PromptEmbedding(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_tensor(cls, embedding: torch.Tensor) -> PromptEmbedding:
-        """Make a component of a known embedding.
+        """Makes a component of a known embedding.
 
         Args:
-            embedding: Floating-point tensor of shape `1 x num_tokens x dim` or `num_tokens x dim`; it is copied, and
+            embedding: Floating-point tensor of shape 1×num_tokens×dim or num_tokens×dim; it is copied, and
                 keeps its dtype.
 
         Returns:
@@ -54,7 +54,7 @@ class PromptEmbedding(ModelMixin, ConfigMixin):
             embedding = embedding[None]
         if embedding.ndim != 3 or embedding.shape[0] != 1 or not embedding.is_floating_point():
             raise ValueError(
-                "`embedding` must be a floating-point tensor of shape 1 x tokens x dim or tokens x dim, got "
+                "`embedding` must be a floating-point tensor of shape 1×tokens×dim or tokens×dim, got "
                 f"{embedding.dtype} of shape {tuple(embedding.shape)}."
             )
         module = cls(num_tokens=embedding.shape[1], dim=embedding.shape[2])
@@ -62,12 +62,12 @@ class PromptEmbedding(ModelMixin, ConfigMixin):
         return module
 
     def forward(self, batch_size: int = 1) -> torch.Tensor:
-        """Read the embedding. Calling the module, rather than its parameter, is what fires offload hooks.
+        """Returns the embedding. Offloading needs the module to be called: a read of its parameter fires no hook.
 
         Args:
             batch_size: Number of times the embedding is repeated.
 
         Returns:
-            Tensor of shape `batch_size x num_tokens x dim`: a view that shares memory, not to be written to.
+            Tensor of shape batch_size×num_tokens×dim: a view that shares memory, not to be written to.
         """
         return self.embedding.expand(batch_size, -1, -1)

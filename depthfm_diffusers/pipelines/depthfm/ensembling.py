@@ -6,7 +6,7 @@ import torch
 
 
 def ensemble_log_depth(members: torch.Tensor) -> torch.Tensor:
-    """Mean of the members' log depth, without aligning them: DepthFM's members share one normalised range.
+    """Returns the mean of the members' log depth, without aligning them: DepthFM's members share one normalised range.
 
     Args:
         members: Log depth of E members, E×H×W or E×1×H×W.
@@ -22,7 +22,7 @@ def ensemble_log_depth(members: torch.Tensor) -> torch.Tensor:
 
 
 def ensemble_uncertainty(members: torch.Tensor) -> torch.Tensor:
-    """Per-pixel standard deviation of the members after aligning them to each other by scale and shift.
+    """Returns the standard deviation of the members per pixel, after aligning them to each other by scale and shift.
 
     Each member is shifted and scaled to one common mean and one common standard deviation over its pixels, the
     averages of the members' own. This is symmetric in the members, leaves no difference between members that are

@@ -1,20 +1,24 @@
-"""Checks of a call that diffusers' ControlNet pipelines make too late, or never."""
+"""Checks of a call that diffusers' ControlNet pipelines make too late, or never.
+
+"Too late" means after a network has run: depth is estimated before diffusers' own loop starts.
+"""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from numbers import Real
 from typing import Any
 
 import torch
 from PIL import Image
 
+from ..depthfm.checks import as_integer, check_generator
+
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
 def count_prompts(arguments: Mapping[str, Any]) -> int:
-    """Number of prompts of a call, whether they are texts or embeddings.
+    """Returns the number of prompts of a call, whether they are texts or embeddings.
 
     Args:
         arguments: Arguments of diffusers' `__call__`.
@@ -38,19 +42,12 @@ def check_numbers(arguments: Mapping[str, Any]) -> None:
         TypeError: If one is of another type.
         ValueError: If one is out of its range.
     """
-    for name in ("num_inference_steps", "num_images_per_prompt", "height", "width", "padding_mask_crop"):
-        value = arguments.get(name)
-        if value is None and name not in ("num_inference_steps", "num_images_per_prompt"):
-            continue
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"`{name}` must be an integer, got {value!r}.")
-        minimum = 0 if name == "padding_mask_crop" else 1
-        if value < minimum:
-            raise ValueError(f"`{name}` must be at least {minimum}, got {value}.")
+    for name in ("num_inference_steps", "num_images_per_prompt"):
+        as_integer(name, arguments[name], 1)
+    for name in ("height", "width", "padding_mask_crop"):
+        if arguments.get(name) is not None:
+            as_integer(name, arguments[name], 0)
     strength = arguments.get("strength", 1.0)
-    for name, value in (("guidance_scale", arguments["guidance_scale"]), ("strength", strength)):
-        if not isinstance(value, Real):
-            raise TypeError(f"`{name}` must be a number, got {value!r}.")
     if not 0 < strength <= 1:
         raise ValueError(f"`strength` must be in (0, 1], got {strength!r}.")
     if int(arguments["num_inference_steps"] * strength) < 1:
@@ -68,16 +65,10 @@ def check_options(arguments: Mapping[str, Any], scheduler: Any) -> None:
         scheduler: Stable Diffusion's scheduler.
 
     Raises:
-        TypeError: If an argument has the wrong type.
         ValueError: If there is no such output type, or the scheduler takes no timesteps or sigmas of the caller's.
     """
     if arguments["output_type"] not in OUTPUT_TYPES:
         raise ValueError(f"`output_type` must be one of {OUTPUT_TYPES}, got {arguments['output_type']!r}.")
-    if isinstance(arguments["callback_on_step_end_tensor_inputs"], str):
-        raise TypeError(
-            "`callback_on_step_end_tensor_inputs` must be a list of names, got "
-            f"{arguments['callback_on_step_end_tensor_inputs']!r}."
-        )
     schedules = [name for name in ("timesteps", "sigmas") if arguments.get(name) is not None]
     if len(schedules) > 1:
         raise ValueError("Pass `timesteps` or `sigmas`, not both.")
@@ -86,24 +77,21 @@ def check_options(arguments: Mapping[str, Any], scheduler: Any) -> None:
             raise ValueError(f"`{name}` cannot be given: {type(scheduler).__name__} has {name} of its own only.")
 
 
-def check_crop(arguments: Mapping[str, Any], controls: Any) -> None:
-    """Checks what diffusers needs to crop around a mask.
+def check_crop(arguments: Mapping[str, Any]) -> None:
+    """Checks what diffusers needs to crop around a mask, and does not check itself.
 
     Args:
-        arguments: Arguments of diffusers' `__call__`.
-        controls: The control images.
+        arguments: Arguments of diffusers' `__call__`, accepted by its `check_inputs`.
 
     Raises:
-        ValueError: If there is a crop to be made, and something is not one PIL image, or nothing is to be repainted.
+        ValueError: If there is a crop to be made, and the image is not one PIL image, or nothing is to be repainted.
     """
     if arguments.get("padding_mask_crop") is None:
         return
-    for name, value in {**arguments, "control_image": controls}.items():
-        if name in ("image", "mask_image", "control_image") and not isinstance(value, Image.Image):
-            raise ValueError(
-                f"`padding_mask_crop` needs one PIL image as `{name}` (and a single ControlNet), got "
-                f"{type(value).__name__}."
-            )
+    if not isinstance(arguments["image"], Image.Image):
+        raise ValueError(
+            f"`padding_mask_crop` needs one PIL image as `image`, got {type(arguments['image']).__name__}."
+        )
     if arguments["mask_image"].convert("L").getbbox() is None:
         raise ValueError("`padding_mask_crop` needs a mask with something to repaint, but `mask_image` is black.")
 
@@ -168,9 +156,7 @@ def check_generators(arguments: Mapping[str, Any], num_prompts: int) -> None:
         ValueError: If their number does not fit.
     """
     per_prompt, generator = arguments["num_images_per_prompt"], arguments["generator"]
-    for one in generator if isinstance(generator, list) else [] if generator is None else [generator]:
-        if not isinstance(one, torch.Generator):
-            raise TypeError(f"`generator` must be a torch.Generator or a list of them, got {type(one).__name__}.")
+    check_generator(generator)
     if isinstance(generator, list) and len(generator) != num_prompts * per_prompt:
         raise ValueError(
             "`generator` must be one generator, or one per generated image: "
@@ -232,7 +218,7 @@ def check_ip_adapter(arguments: Mapping[str, Any], components: Mapping[str, Any]
 
 
 def aligned_guidance(arguments: Mapping[str, Any], num_controlnets: int) -> dict[str, Any]:
-    """Start and end of the control as two lists, as diffusers makes them before it checks them.
+    """Returns start and end of the control as two lists, as diffusers makes them before it checks them.
 
     Args:
         arguments: Arguments of diffusers' `__call__`.
@@ -250,7 +236,7 @@ def aligned_guidance(arguments: Mapping[str, Any], num_controlnets: int) -> dict
 
 
 def text_width(model: Any) -> Any:
-    """Width of the text embeddings that a UNet or a ControlNet takes.
+    """Returns the width of the text embeddings that a UNet or a ControlNet takes.
 
     Args:
         model: The network.

@@ -1,4 +1,4 @@
-"""What the three ControlNet pipelines do: check a call, make control images of depth, and run diffusers' own loop."""
+"""The call of the three ControlNet pipelines: its checks, control images made of depth, and diffusers' own loop."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from ...image_processing import (
     depth_from_log_depth,
     load_images,
 )
-from ..depthfm.pipeline_depthfm import DepthFMPipeline
 from ..pipeline_output import collect_maps
 from .controlnet_checks import (
     aligned_guidance,
@@ -38,7 +37,6 @@ from .pipeline_output import DepthFMControlNetOutput
 
 # Of `DepthFMPipeline.__call__`, what a pipeline that makes control images decides by itself.
 _SET_BY_THE_PIPELINE = {
-    "self",
     "image",
     "match_input_resolution",
     "output_type",
@@ -130,7 +128,7 @@ class ControlNetGenerationMixin(ControlNetComponentsMixin):
     def _load_depth_source(
         self, call: Mapping[str, Any], initial: InitialImages | None
     ) -> tuple[list[torch.Tensor] | None, list[torch.Tensor] | None]:
-        """Images 1×3×H×W to estimate the depth of, and log depth 1×1×H×W that is given; `None` where there is none."""
+        """Returns images 1×3×H×W to estimate the depth of, and given log depth 1×1×H×W; `None` for what is missing."""
         log_depths = load_log_depths(call["depth"], call["log_depth"])
         if initial is not None:
             initial.check_depth_sizes(log_depths, self.vae_scale_factor)
@@ -147,11 +145,10 @@ class ControlNetGenerationMixin(ControlNetComponentsMixin):
         initial: InitialImages | None,
         sizes: Sequence[Size],
     ) -> dict[str, Any]:
-        """Those arguments of a call that diffusers' `__call__` accepts, as it takes them, without control images."""
+        """Returns the arguments that diffusers' `__call__` accepts, as it takes them, without control images."""
         arguments = {name: value for name, value in call.items() if name in accepted}
         names = call["callback_on_step_end_tensor_inputs"]
-        if not isinstance(names, str):
-            arguments["callback_on_step_end_tensor_inputs"] = ["latents"] if names is None else list(names)
+        arguments["callback_on_step_end_tensor_inputs"] = ["latents"] if names is None else list(names)
         if initial is None:
             self._set_output_size(arguments, sizes)
             return arguments
@@ -162,7 +159,7 @@ class ControlNetGenerationMixin(ControlNetComponentsMixin):
     def _predict_log_depth(
         self, images: list[torch.Tensor], estimator_arguments: dict[str, Any], arguments: Mapping[str, Any]
     ) -> list[torch.Tensor]:
-        """Log depth of each image, 1×1×H×W, float32.
+        """Estimates the log depth of each image, 1×1×H×W, float32.
 
         The noise has generators of its own, whose seeds follow from those of the call's generators: one seed fixes
         everything, the depth's noise is not the noise of diffusers' loop, and that loop finds the call's generators as
@@ -192,7 +189,7 @@ class ControlNetGenerationMixin(ControlNetComponentsMixin):
         return [one[None] for one in log_depths]
 
     def _arrange_controls(self, made: list[Image.Image], given: list[Any], arguments: Mapping[str, Any]) -> Any:
-        """Puts control images into the form that diffusers takes: those of the one ControlNet, or a list of each's."""
+        """Puts control images into the form that diffusers takes: one entry, or a list of one entry per ControlNet."""
         arranged = []
         for entry in given:
             control = made if entry is None else entry
@@ -207,11 +204,11 @@ class ControlNetGenerationMixin(ControlNetComponentsMixin):
         return arranged if self.has_several_controlnets else arranged[0]
 
     def _set_output_size(self, arguments: dict[str, Any], sizes: Sequence[Size]) -> None:
-        """Names the size of the generated images in `arguments`, which diffusers would take from the control image.
+        """Sets `height` and `width` of the generated images, which diffusers would take from the control image.
 
-        With several ControlNets, each would otherwise be given its image in that image's own size; and initial images
-        theirs, whatever the size of the control image. `sizes` are those of the photos or depth maps; if there are
-        none, the size is that of the user's control images, as diffusers finds it.
+        With several ControlNets, diffusers would prepare each control image in its own size, and initial images in
+        theirs. `sizes` are those of the photos or depth maps; if there are none, diffusers takes the size from the
+        user's control images.
         """
         if not sizes:
             return
@@ -232,34 +229,29 @@ class ControlNetGenerationMixin(ControlNetComponentsMixin):
             )
 
     def _check_depth_kwargs(self, depth_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Raises if `depth_kwargs` has a key that is not for the caller to set; gives a copy."""
+        """Raises if `depth_kwargs` has a key that is set by the pipeline, which would be ignored; returns a copy."""
         if not isinstance(depth_kwargs, Mapping) and depth_kwargs is not None:
             raise TypeError(
                 "`depth_kwargs` must be a dict of arguments of the depth estimator, got "
                 f"{type(depth_kwargs).__name__}."
             )
-        accepted = [
-            name for name in inspect.signature(DepthFMPipeline.__call__).parameters if name not in _SET_BY_THE_PIPELINE
-        ]
-        unknown = [name for name in depth_kwargs or {} if name not in accepted]
-        if unknown:
-            raise TypeError(f"`depth_kwargs` has the key {unknown[0]!r}, which is not among {accepted}.")
+        ignored = [name for name in depth_kwargs or {} if name in _SET_BY_THE_PIPELINE]
+        if ignored:
+            raise TypeError(f"`depth_kwargs` has the key {ignored[0]!r}, which the pipeline sets itself.")
         return dict(depth_kwargs or {})
 
     def _check_control_image(self, control_image: Any) -> list[Any]:
-        """One entry per ControlNet, `None` where the control image is made here."""
+        """Returns one entry per ControlNet, `None` where the control image is made of the depth."""
         count = len(self.controlnets)
         if control_image is None:
             return [None] * count
-        given = [control_image]
-        if self.has_several_controlnets:
-            is_list = isinstance(control_image, (list, tuple))
-            if not is_list or len(control_image) != count:
-                raise ValueError(
-                    f"`control_image` must be a list of {count} entries, one per ControlNet (`None` where the depth "
-                    f"is to be used), got {f'{len(control_image)} entries' if is_list else 'no list'}."
-                )
-            given = list(control_image)
+        is_list = self.has_several_controlnets and isinstance(control_image, (list, tuple))
+        given = list(control_image) if is_list else [control_image]
+        if len(given) != count:
+            raise ValueError(
+                f"`control_image` must be a list of {count} entries, one per ControlNet (`None` where the depth is to "
+                f"be used), got {len(given)}."
+            )
         if any(isinstance(entry, list) and not entry for entry in given):
             raise ValueError("`control_image` holds an empty list: pass at least one control image, or `None`.")
         return given
@@ -271,7 +263,7 @@ class ControlNetGenerationMixin(ControlNetComponentsMixin):
         log_depths: list[torch.Tensor] | None,
         initial: InitialImages | None,
     ) -> list[Size]:
-        """Checks that there is something to make control images of, and no more; gives its sizes."""
+        """Checks that there is something to make control images of, and nothing unused; returns its sizes."""
         if not needs_depth:
             if log_depths is not None or (images is not None and initial is None):
                 raise ValueError(
@@ -300,13 +292,13 @@ class ControlNetGenerationMixin(ControlNetComponentsMixin):
                 f"{num_prompts} prompt{'s' if num_prompts != 1 else ''}."
             )
         check_options(arguments, self.scheduler)
-        check_crop(arguments, controls)
         aligned = aligned_guidance(arguments, len(self.controlnets))
         callback = arguments["callback_on_step_end"]
         if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
             aligned["callback_on_step_end_tensor_inputs"] = callback.tensor_inputs
         checked = {**arguments, **aligned, "image": controls, "callback_steps": None}
         self.check_inputs(**{name: checked[name] for name in inspect.signature(self.check_inputs).parameters})
+        check_crop(arguments)
         check_prompts(arguments, self.components)
         check_generators(arguments, num_prompts)
         check_latents(arguments, num_prompts, self.vae.config.latent_channels, self.vae_scale_factor)

@@ -1,8 +1,8 @@
-"""Stable Diffusion's classes as diffusers and transformers have them, imported without a word on stderr.
+"""Stable Diffusion's classes of diffusers and transformers, imported without a warning on stderr.
 
-Without torchvision, transformers takes the Pillow versions of its image processors and warns of it when they are
-*imported*, which diffusers' Stable Diffusion pipelines do. The same happens to be right here, and a command that only
-predicts depth has no use for the warning.
+Without torchvision, transformers uses the Pillow versions of its image processors, and warns of this when they are
+*imported*, which diffusers' Stable Diffusion pipelines do. The Pillow versions are right here, so the warning would
+only disturb, above all in a command that just predicts depth.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What users give the ControlNet pipelines, read and checked: depth maps, initial images and masks."""
+"""Reads and checks the inputs of the ControlNet pipelines: depth maps, initial images and masks."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class InitialImages:
 
         Args:
             log_depths: One map 1×1×H×W per image, or `None`.
-            multiple: Pixels per latent pixel, which is how well the size of latents is known.
+            multiple: Pixels per latent pixel: the size of latents is known to a multiple of this.
 
         Raises:
             ValueError: If their number or a size differs.
@@ -104,7 +104,7 @@ class InitialImages:
             )
 
     def for_diffusers(self, num_images_per_prompt: int) -> dict[str, Any]:
-        """Images and masks as diffusers takes them: one, or a batch in the order of the generated images.
+        """Returns images and masks as diffusers takes them: one, or a batch in the order of the generated images.
 
         Args:
             num_images_per_prompt: How often each image is needed.
@@ -193,7 +193,7 @@ def to_pil(image: torch.Tensor) -> Image.Image:
 
 
 def _batch(pictures: Pictures, num_images_per_prompt: int) -> Any:
-    """One picture as it is; of several, each as often as it is needed, for diffusers would tile the whole batch.
+    """Returns one picture as it is; of several, repeats each, because diffusers would repeat the whole batch.
 
     diffusers repeats prompts and control images one by one (a, a, b, b), but initial images and masks as a whole (a,
     b, a, b), so that with several of both they would not belong together.
@@ -241,5 +241,5 @@ def _to_maps(name: str, value: Any, pictures: bool) -> torch.Tensor:
 
 
 def _size(image: torch.Tensor) -> Size:
-    """Height and width of ...×H×W."""
+    """Returns the height and width of ...×H×W."""
     return int(image.shape[-2]), int(image.shape[-1])

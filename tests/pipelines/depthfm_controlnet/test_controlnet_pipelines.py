@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import inspect
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from functools import cache
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -419,6 +422,36 @@ def test_derived_generators_differ_by_seed_and_not_by_use():
     seeds = {depth_generator(seeded(seed)).initial_seed() % 2**32 for seed in range(1000)}
     assert len(seeds) == 1000, "the CPU's generator uses 32 bits"
     assert not seeds & set(range(1000))
+
+
+def test_threads_share_the_depth_estimator_and_the_networks():
+    """The loop's state is diffusers': one pipeline per thread for that, with a scheduler of its own."""
+    pipe, _ = build_pipelines()
+    pipes = [
+        DepthFMControlNetPipeline.from_pipelines(pipe, pipe.depth_estimator, scheduler=deepcopy(pipe.scheduler))
+        for _ in range(2)
+    ]
+    for one in pipes:
+        one.set_progress_bar_config(disable=True)
+    inside = Barrier(2, timeout=20)
+
+    def generate(i, together):
+        def wait(used, step, t, tensors):
+            if together and step == 0:
+                inside.wait()
+            return tensors
+
+        depth_kwargs = {"num_inference_steps": 2 + i, "callback_on_step_end": wait}
+        arguments = {"num_inference_steps": 2 + i, "output_type": "np", "generator": seeded(i)}
+        return pipes[i]("a", build_image(i), depth_kwargs=depth_kwargs, callback_on_step_end=wait, **arguments)
+
+    with ThreadPoolExecutor(1) as pool:
+        expected = list(pool.map(lambda i: generate(i, together=False), range(2)))
+    with ThreadPoolExecutor(2) as pool:
+        got = list(pool.map(lambda i: generate(i, together=True), range(2)))
+    for one, other in zip(got, expected, strict=True):
+        assert np.array_equal(one.log_depth, other.log_depth)
+        assert np.array_equal(one.images, other.images)
 
 
 def test_an_interrupted_depth_is_not_followed():
