@@ -131,11 +131,7 @@ class FlowMatchingImageToDepthScheduler(SchedulerMixin, ConfigMixin):
         return self._begin_index
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Sets the index of the first timestep, instead of having it looked up in `timesteps` at the first step.
-
-        Args:
-            begin_index: Index into `timesteps`.
-        """
+        """Sets the index of the first timestep, instead of having it looked up in `timesteps` at the first step."""
         self._begin_index = begin_index
 
     def set_timesteps(
@@ -200,15 +196,7 @@ class FlowMatchingImageToDepthScheduler(SchedulerMixin, ConfigMixin):
         self._begin_index = None
 
     def scale_model_input(self, sample: torch.Tensor, timestep: float | torch.Tensor | None = None) -> torch.Tensor:
-        """Returns the sample unchanged; here so that schedulers can be exchanged.
-
-        Args:
-            sample: The input of the network.
-            timestep: Not used.
-
-        Returns:
-            `sample`.
-        """
+        """Returns the sample unchanged; here so that schedulers can be exchanged."""
         return sample
 
     def index_for_timestep(self, timestep: float | torch.Tensor) -> int:

@@ -1,4 +1,8 @@
-"""Checks of the pipeline's components, of a call's arguments, and of what the networks return."""
+"""Checks of the pipeline's components, of a call's arguments, and of what the networks return.
+
+Errors name the argument or the component, and what was got: `TypeError` for another type, `ValueError` for a value
+that is not acceptable, `RuntimeError` for an output of a network.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +19,7 @@ from ...models.prompt_embedding import PromptEmbedding
 
 
 def as_integer(name: str, value: Any, minimum: int) -> int:
-    """Makes an `int` of an integer of any library.
-
-    Args:
-        name: What errors call it.
-        value: The integer.
-        minimum: The least value that is accepted.
-
-    Raises:
-        TypeError: If it is not an integer.
-        ValueError: If it is less than `minimum`.
-    """
+    """Makes an `int` of an integer of any library; `name` is what errors call it."""
     try:
         integer = None if isinstance(value, bool) else operator.index(value)
     except TypeError:
@@ -42,16 +36,7 @@ def check_components_fit(
     vae: AutoencoderKL | AutoencoderTiny | None,
     prompt_embedding: PromptEmbedding | None,
 ) -> None:
-    """Checks that components, where they are given, fit together.
-
-    Args:
-        unet: The UNet, or `None`.
-        vae: The autoencoder, or `None`.
-        prompt_embedding: The constant embedding, or `None`.
-
-    Raises:
-        ValueError: If they do not.
-    """
+    """Checks that components, where they are given, fit together."""
     if unet is not None and vae is not None and unet.config.in_channels != 2 * vae.config.latent_channels:
         raise ValueError(
             f"`unet` must take {2 * vae.config.latent_channels} channels (the current latent and the image's "
@@ -69,15 +54,7 @@ def check_components_fit(
 
 
 def check_components(components: Mapping[str, Any], rescale_self_attention: bool) -> None:
-    """Checks that a pipeline has all its components, and that they fit together.
-
-    Args:
-        components: The pipeline's components, by name.
-        rescale_self_attention: Whether the UNet is to have the attention processors that rescale.
-
-    Raises:
-        ValueError: If a component is missing, was replaced, or does not fit.
-    """
+    """Checks that a pipeline has all its components, that none was replaced by another kind, and that they fit."""
     missing = [name for name, component in components.items() if component is None]
     if missing:
         raise ValueError(f"The pipeline has no {missing[0]}: set `pipe.{missing[0]}`, or pass it when loading.")
@@ -98,15 +75,7 @@ def check_components(components: Mapping[str, Any], rescale_self_attention: bool
 
 
 def check_resample_method(name: str, method: Any) -> None:
-    """Checks the name of a resampling method.
-
-    Args:
-        name: What errors call the argument.
-        method: The method.
-
-    Raises:
-        ValueError: If there is no such method.
-    """
+    """Checks the resampling method that was given as argument `name`."""
     if method not in RESAMPLE_METHODS:
         raise ValueError(f"`{name}` must be one of {RESAMPLE_METHODS}, got {method!r}.")
 
@@ -114,18 +83,7 @@ def check_resample_method(name: str, method: Any) -> None:
 def check_outputs(
     output_type: str, output_uncertainty: bool, output_normals: bool, ensemble_size: int, fov_x_deg: float
 ) -> None:
-    """Checks what a call is to return, see `DepthFMPipeline.__call__`.
-
-    Args:
-        output_type: Type of the maps.
-        output_uncertainty: Whether the spread of the ensemble is wanted.
-        output_normals: Whether normals are wanted.
-        ensemble_size: Number of members.
-        fov_x_deg: Horizontal field of view in degrees.
-
-    Raises:
-        ValueError: If one is out of its range, or two exclude each other.
-    """
+    """Checks what a call is to return, see `DepthFMPipeline.__call__`."""
     if output_type not in ("np", "pt", "pil", "latent"):
         raise ValueError(f"`output_type` must be 'np', 'pt', 'pil' or 'latent', got {output_type!r}.")
     if output_uncertainty and ensemble_size < 2:
@@ -141,14 +99,7 @@ def check_outputs(
 
 
 def check_generator(generator: Any) -> None:
-    """Checks that a source of noise is `None`, a generator, or a list of generators.
-
-    Args:
-        generator: The argument.
-
-    Raises:
-        TypeError: If it is something else.
-    """
+    """Checks that a source of noise is `None`, a generator, or a list of generators."""
     generators = generator if isinstance(generator, list) else [] if generator is None else [generator]
     for one in generators:
         if not isinstance(one, torch.Generator):
@@ -156,16 +107,7 @@ def check_generator(generator: Any) -> None:
 
 
 def check_callback_tensor_inputs(names: Any, available: Sequence[str]) -> None:
-    """Checks the names of the tensors that a callback asks for.
-
-    Args:
-        names: The names, or `None`.
-        available: The names that there are.
-
-    Raises:
-        TypeError: If they are not a list.
-        ValueError: If one is unknown.
-    """
+    """Checks the names of the tensors that a callback asks for."""
     if names is not None and (isinstance(names, str) or not isinstance(names, Sequence)):
         raise TypeError(
             f"`callback_on_step_end_tensor_inputs` must be a list of names among {available}, got {names!r}."
@@ -176,14 +118,7 @@ def check_callback_tensor_inputs(names: Any, available: Sequence[str]) -> None:
 
 
 def returned_tensors(returned: Any) -> dict[str, torch.Tensor]:
-    """Returns the tensors that a callback returned.
-
-    Args:
-        returned: What it returned.
-
-    Raises:
-        TypeError: If that is not a dict.
-    """
+    """Returns the dict of tensors that a callback returned."""
     if not isinstance(returned, dict):
         raise TypeError(
             "`callback_on_step_end` must return the dict of tensors that it was given, changed or not; it returned "
@@ -195,22 +130,7 @@ def returned_tensors(returned: Any) -> dict[str, torch.Tensor]:
 def check_noise(
     latents: Any, sizes: Sequence[tuple[int, int]], ensemble_size: int, channels: int, scale_factor: int
 ) -> list[torch.Tensor]:
-    """Checks noise that the caller gives, and splits it by image.
-
-    Args:
-        latents: N·E×C×h×w for images of one latent size, or a list of N tensors E×C×h×w.
-        sizes: Height and width of each image's latent.
-        ensemble_size: Number of members E per image.
-        channels: Number of channels C of a latent.
-        scale_factor: Pixels per latent pixel.
-
-    Returns:
-        N tensors E×C×h×w.
-
-    Raises:
-        TypeError: If `latents` is neither a tensor nor a list of them.
-        ValueError: If a shape does not fit, or `latents` are not finite.
-    """
+    """Checks noise that the caller gives for images of latent `sizes`; returns N tensors E×C×h×w, one per image."""
     shapes = [(ensemble_size, channels, *size) for size in sizes]
     if isinstance(latents, torch.Tensor) and len(set(sizes)) == 1:
         expected = (len(sizes) * ensemble_size, *shapes[0][1:])
@@ -240,15 +160,6 @@ def check_latent_size(unet: Any, vae: Any, latent_size: tuple[int, int], origina
     """Checks that no network's group normalisation gets a single value per group, which has no variance.
 
     That takes a feature map of 1×1 where a level has one channel per group: tiny images in narrow networks.
-
-    Args:
-        unet: The UNet.
-        vae: The autoencoder.
-        latent_size: Height and width of the image's latent.
-        original_size: Height and width of the image, for the error.
-
-    Raises:
-        ValueError: If the image is too small.
     """
     unet, vae = unet.config, vae.config
     # Per network: groups, and from where the map has its latent's size, the channels normalised at each halving.
@@ -266,17 +177,7 @@ def check_latent_size(unet: Any, vae: Any, latent_size: tuple[int, int], origina
 
 
 def check_finite(tensor: torch.Tensor, what: str, component: str, dtype: torch.dtype) -> None:
-    """Checks a network's output.
-
-    Args:
-        tensor: The output.
-        what: What errors call it.
-        component: Name of the network.
-        dtype: The network's dtype.
-
-    Raises:
-        RuntimeError: If it holds NaN or infinite values; the message says what to do about it.
-    """
+    """Checks that a network's output is finite; the error says what to do otherwise."""
     if torch.isfinite(tensor).all():
         return
     if dtype == torch.float16:

@@ -304,7 +304,7 @@ class DepthFMPipeline(NativeLibraryNamesMixin, CallStateMixin, DiffusionPipeline
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
 
-        # 1. Check the arguments, prepare images and noise. Nothing may fail after this for the caller's mistakes.
+        # 1. Check the arguments, prepare images and noise. No mistake of the caller may cause an error after this.
         self.check_inputs(
             num_inference_steps,
             ensemble_size,
@@ -340,7 +340,7 @@ class DepthFMPipeline(NativeLibraryNamesMixin, CallStateMixin, DiffusionPipeline
         device = self._execution_device
         prompt_embeds = self.prompt_embedding(1).to(device)
 
-        # 3. Carry the latents from images to depth maps, one group of images of equal padded size after the other.
+        # 3. Carry the latents from images to depth maps, in groups of images of equal padded size.
         groups: dict[tuple[int, int], list[int]] = {}
         for i, size in enumerate(sizes):
             groups.setdefault(size, []).append(i)

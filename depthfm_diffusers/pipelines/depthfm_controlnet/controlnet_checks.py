@@ -1,6 +1,7 @@
 """Checks of a call that diffusers' ControlNet pipelines make too late, or never.
 
-"Too late" means after a network has run: depth is estimated before diffusers' own loop starts.
+"Too late" means after a network has run: depth is estimated before diffusers' own loop starts. `arguments` are those
+of diffusers' `__call__`. Errors name the argument and what was got: `TypeError` for another type, else `ValueError`.
 """
 
 from __future__ import annotations
@@ -18,14 +19,7 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
 def count_prompts(arguments: Mapping[str, Any]) -> int:
-    """Returns the number of prompts of a call, whether they are texts or embeddings.
-
-    Args:
-        arguments: Arguments of diffusers' `__call__`.
-
-    Returns:
-        The number; 1 if there is neither, which diffusers refuses.
-    """
+    """Returns the number of prompts, texts or embeddings; 1 if there is neither, which diffusers refuses."""
     prompt, prompt_embeds = arguments["prompt"], arguments["prompt_embeds"]
     if isinstance(prompt, list):
         return len(prompt)
@@ -33,15 +27,7 @@ def count_prompts(arguments: Mapping[str, Any]) -> int:
 
 
 def check_numbers(arguments: Mapping[str, Any]) -> None:
-    """Checks the numbers of a call, each by itself.
-
-    Args:
-        arguments: Arguments of diffusers' `__call__`.
-
-    Raises:
-        TypeError: If one is of another type.
-        ValueError: If one is out of its range.
-    """
+    """Checks the numbers of a call, each by itself."""
     for name in ("num_inference_steps", "num_images_per_prompt"):
         as_integer(name, arguments[name], 1)
     for name in ("height", "width", "padding_mask_crop"):
@@ -58,15 +44,7 @@ def check_numbers(arguments: Mapping[str, Any]) -> None:
 
 
 def check_options(arguments: Mapping[str, Any], scheduler: Any) -> None:
-    """Checks what is chosen by name, and what depends on the scheduler.
-
-    Args:
-        arguments: Arguments of diffusers' `__call__`.
-        scheduler: Stable Diffusion's scheduler.
-
-    Raises:
-        ValueError: If there is no such output type, or the scheduler takes no timesteps or sigmas of the caller's.
-    """
+    """Checks what is chosen by name, and what depends on the scheduler."""
     if arguments["output_type"] not in OUTPUT_TYPES:
         raise ValueError(f"`output_type` must be one of {OUTPUT_TYPES}, got {arguments['output_type']!r}.")
     schedules = [name for name in ("timesteps", "sigmas") if arguments.get(name) is not None]
@@ -78,14 +56,7 @@ def check_options(arguments: Mapping[str, Any], scheduler: Any) -> None:
 
 
 def check_crop(arguments: Mapping[str, Any]) -> None:
-    """Checks what diffusers needs to crop around a mask, and does not check itself.
-
-    Args:
-        arguments: Arguments of diffusers' `__call__`, accepted by its `check_inputs`.
-
-    Raises:
-        ValueError: If there is a crop to be made, and the image is not one PIL image, or nothing is to be repainted.
-    """
+    """Checks what diffusers needs to crop around a mask, and does not check itself."""
     if arguments.get("padding_mask_crop") is None:
         return
     if not isinstance(arguments["image"], Image.Image):
@@ -97,16 +68,7 @@ def check_crop(arguments: Mapping[str, Any]) -> None:
 
 
 def check_prompts(arguments: Mapping[str, Any], components: Mapping[str, Any]) -> None:
-    """Checks that prompts, as texts or as embeddings, can be used with the components, and with each other.
-
-    Args:
-        arguments: Arguments of diffusers' `__call__`, accepted by its `check_inputs`.
-        components: The pipeline's components.
-
-    Raises:
-        TypeError: If a prompt is no text, or the negative prompt is of another type than the prompt.
-        ValueError: If texts cannot be encoded, or if a number or a width does not fit.
-    """
+    """Checks that prompts, as texts or as embeddings, can be used with the components, and with each other."""
     prompt, negative = arguments["prompt"], arguments["negative_prompt"]
     num_prompts, guided = count_prompts(arguments), arguments["guidance_scale"] > 1
     if num_prompts < 1:
@@ -145,16 +107,7 @@ def check_prompts(arguments: Mapping[str, Any], components: Mapping[str, Any]) -
 
 
 def check_generators(arguments: Mapping[str, Any], num_prompts: int) -> None:
-    """Checks the sources of noise.
-
-    Args:
-        arguments: Arguments of diffusers' `__call__`.
-        num_prompts: Number of prompts.
-
-    Raises:
-        TypeError: If one is no generator.
-        ValueError: If their number does not fit.
-    """
+    """Checks the sources of noise and their number."""
     per_prompt, generator = arguments["num_images_per_prompt"], arguments["generator"]
     check_generator(generator)
     if isinstance(generator, list) and len(generator) != num_prompts * per_prompt:
@@ -165,18 +118,7 @@ def check_generators(arguments: Mapping[str, Any], num_prompts: int) -> None:
 
 
 def check_latents(arguments: Mapping[str, Any], num_prompts: int, channels: int, scale_factor: int) -> None:
-    """Checks the shape of initial latents, which diffusers takes as they are.
-
-    Args:
-        arguments: Arguments of diffusers' `__call__`. Where `height` or `width` is `None`, that side is not checked.
-        num_prompts: Number of prompts.
-        channels: Number of channels of a latent.
-        scale_factor: Pixels per latent pixel.
-
-    Raises:
-        TypeError: If they are no tensor.
-        ValueError: If their shape does not fit.
-    """
+    """Checks initial latents; where `height` or `width` is `None`, that side is not checked."""
     latents = arguments["latents"]
     if latents is None:
         return
@@ -190,15 +132,7 @@ def check_latents(arguments: Mapping[str, Any], num_prompts: int, channels: int,
 
 
 def check_ip_adapter(arguments: Mapping[str, Any], components: Mapping[str, Any]) -> None:
-    """Checks that there is an image prompt if, and only if, an IP-Adapter is loaded.
-
-    Args:
-        arguments: Arguments of diffusers' `__call__`.
-        components: The pipeline's components.
-
-    Raises:
-        ValueError: If one is there without the other, or images cannot be encoded.
-    """
+    """Checks that there is an image prompt if, and only if, an IP-Adapter is loaded."""
     image, embeddings = arguments["ip_adapter_image"], arguments["ip_adapter_image_embeds"]
     # As an attribute: diffusers notes a loaded IP-Adapter in no other way.
     is_loaded = getattr(components["unet"].config, "encoder_hid_dim_type", None) == "ip_image_proj"
@@ -218,15 +152,7 @@ def check_ip_adapter(arguments: Mapping[str, Any], components: Mapping[str, Any]
 
 
 def aligned_guidance(arguments: Mapping[str, Any], num_controlnets: int) -> dict[str, Any]:
-    """Returns start and end of the control as two lists, as diffusers makes them before it checks them.
-
-    Args:
-        arguments: Arguments of diffusers' `__call__`.
-        num_controlnets: Number of ControlNets.
-
-    Returns:
-        The two arguments.
-    """
+    """Returns start and end of the control as two lists, as diffusers makes them before it checks them."""
     start, end = arguments["control_guidance_start"], arguments["control_guidance_end"]
     length = len(start) if isinstance(start, list) else len(end) if isinstance(end, list) else num_controlnets
     return {
@@ -236,14 +162,7 @@ def aligned_guidance(arguments: Mapping[str, Any], num_controlnets: int) -> dict
 
 
 def text_width(model: Any) -> Any:
-    """Returns the width of the text embeddings that a UNet or a ControlNet takes.
-
-    Args:
-        model: The network.
-
-    Returns:
-        The width; a list of widths if its levels differ.
-    """
+    """Returns the width of the text embeddings that a UNet or a ControlNet takes; a list if its levels differ."""
     # The embeddings of images that an IP-Adapter brings are projected too, but come beside those of text.
     projected = model.config.get("encoder_hid_dim_type") == "text_proj"
     width = model.config.encoder_hid_dim if projected else model.config.cross_attention_dim

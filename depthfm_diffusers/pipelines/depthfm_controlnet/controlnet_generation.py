@@ -49,14 +49,14 @@ _SET_BY_THE_PIPELINE = {
 
 
 class ControlNetGenerationMixin(ControlNetComponentsMixin):
-    """Control images of depth for one of diffusers' Stable Diffusion ControlNet pipelines.
+    """Makes control images of depth for one of diffusers' Stable Diffusion ControlNet pipelines.
 
-    A pipeline of diffusers is made depth-conditioned by naming this class before it among the bases. There is no loop
-    here: diffusers' own `__call__` gets the control images.
+    Among the bases of a class, this one comes before diffusers' pipeline. It has no denoising loop: diffusers' own
+    `__call__` gets the control images.
 
-    Depth is estimated once per image, whatever the number of ControlNets, prompts and images per prompt. What the
-    depth estimator's encoder makes is not used for the image that generation starts from, even if both parts share
-    their autoencoder: depth is estimated at `processing_resolution`, bilinearly resized and padded, from the mode of
+    Depth is estimated once per image, whatever the number of ControlNets, prompts and images per prompt. The latents
+    of the depth estimator are not used for the image that generation starts from, even if both parts share their
+    autoencoder: depth is estimated at `processing_resolution`, bilinearly resized and padded, from the mode of
     the posterior; generation starts at `height`×`width`, cropped by diffusers' filter, from a sample of the posterior.
     """
 
@@ -67,11 +67,11 @@ class ControlNetGenerationMixin(ControlNetComponentsMixin):
 
         Args:
             generate: diffusers' `__call__`, bound.
-            call: Arguments of the pipeline's own `__call__`, by name. Those that `generate` knows too go there, and
+            call: Arguments of the pipeline's own `__call__`, by name. Those that `generate` also has are passed to it,
                 all others are about the control images.
-            initial: Images that generation starts from, for a pipeline that has such, and whose depth is meant; the
-                control image is `control_image` to `generate` then. `None` for text-to-image, where `image` is a photo
-                to estimate the depth of, and the control image is `image` to `generate`.
+            initial: Images that generation starts from, whose depth is used too; `generate` takes the control image as
+                `control_image` then. `None` for text-to-image, where `image` is a photo whose depth is estimated, and
+                `generate` takes the control image as `image`.
 
         Returns:
             The output, or the tuple of its fields.
@@ -284,7 +284,7 @@ class ControlNetGenerationMixin(ControlNetComponentsMixin):
         return [(one.shape[-2], one.shape[-1]) for one in images]
 
     def _check_generation(self, arguments: Mapping[str, Any], controls: Any, num_images: int) -> None:
-        """Checks the arguments of diffusers' `__call__`: by its own `check_inputs`, and what that leaves to later."""
+        """Checks the arguments of diffusers' `__call__`: by its own `check_inputs`, then what that does not check."""
         num_prompts = count_prompts(arguments)
         if num_images > 1 and num_images != num_prompts:
             raise ValueError(
