@@ -35,6 +35,7 @@ from depthfm_diffusers.pipelines.depthfm_controlnet.controlnet_imports import (
     CLIPImageProcessor,
     StableDiffusionSafetyChecker,
 )
+from depthfm_diffusers.pipelines.depthfm_controlnet.controlnet_noise import depth_generator
 
 
 @pytest.fixture(scope="module")
@@ -124,8 +125,8 @@ def test_writes_what_the_pipeline_returns(synthesize, models, photo, tmp_path, c
     log_depth = np.load(out / "photo_log_depth.npy", allow_pickle=False)
     assert (log_depth.dtype, log_depth.shape) == (np.float32, (48, 64))
     depth = DepthFMPipeline.from_pretrained(models / "depth")
-    prediction = depth(build_image(), generator=torch.Generator().manual_seed(0))
-    assert np.array_equal(log_depth, prediction.log_depth[0, ..., 0]), "the depth that `depthfm predict` estimates"
+    prediction = depth(build_image(), generator=depth_generator(torch.Generator().manual_seed(0)))
+    assert np.array_equal(log_depth, prediction.log_depth[0, ..., 0]), "the depth that DepthFM alone estimates"
     control = control_image_from_log_depth(torch.from_numpy(log_depth)[None, None])[0]
     assert np.array_equal(pixels(out / "photo_control.png"), (control * 255).round().permute(1, 2, 0).byte().numpy())
 
