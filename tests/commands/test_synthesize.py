@@ -92,7 +92,7 @@ def expected(models: Path, cls: type, seed: int = 0, **arguments: object) -> np.
     pipe = cls.from_pretrained(models / "whole", local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     if "log_depth" not in arguments:
-        arguments["depth_kwargs"] = {"generator": torch.Generator().manual_seed(0)}
+        arguments["depth_kwargs"] = {"generator": depth_generator(torch.Generator().manual_seed(0))}
     output = pipe("a", generator=torch.Generator().manual_seed(seed), num_inference_steps=2, **arguments)
     return np.asarray(output.images[0])
 
