@@ -14,6 +14,7 @@ import torch
 
 from ..export.images import save_image
 from ..image_processing import load_image
+from ..pipelines.depthfm_controlnet.controlnet_noise import depth_generator
 from ..utils.files import file_sha256, save_array
 from .input_files import InputFailure
 from .result_folder import (
@@ -218,12 +219,11 @@ def _synthesize_file(
         arguments["image"] = photo
     if settings.start == "mask":
         arguments["mask_image"] = sources.mask
+    # The depth's seed may be that of the image: the noise is not to be the same.
+    estimation = settings.depth.call_arguments()
+    estimation["generator"] = depth_generator(estimation["generator"])
     for seed in seeds:
-        depth = (
-            {"image": photo, "depth_kwargs": settings.depth.call_arguments()}
-            if log_depth is None
-            else {"log_depth": log_depth}
-        )
+        depth = {"image": photo, "depth_kwargs": estimation} if log_depth is None else {"log_depth": log_depth}
         generator = torch.Generator("cpu").manual_seed(seed)  # on the CPU whatever the device, as for the depth
         output: Any = pipe(**(arguments | depth), generator=generator, output_type="np")
         log_depth = output.log_depth
