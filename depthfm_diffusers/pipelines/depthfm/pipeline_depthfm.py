@@ -111,8 +111,7 @@ class DepthFMPipeline(NativeLibraryNamesMixin, CallStateMixin, DiffusionPipeline
 
         Raises:
             TypeError: If an argument has the wrong type.
-            ValueError: If an argument is out of its range, two exclude each other, a component is missing, or the
-                components do not fit together.
+            ValueError: If an argument is out of its range or excludes another, or a component is missing or unfit.
         """
         checks.check_components(self.components, self.config.rescale_self_attention)
         checks.as_integer("num_inference_steps", num_inference_steps, 1)
