@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-CONTROL_MODES = ("disparity", "depth")
+from .utils.choices import CONTROL_MODES
+
 DEFAULT_CONTROL_PERCENTILES = (2.0, 98.0)  # as the normalisation of the depth maps that the model learns
 
 

@@ -22,6 +22,7 @@ from step_counter import StepSettings, count_step, parameter_bytes, run_step
 from torch.utils.flop_counter import FlopCounterMode
 
 from depthfm_diffusers import default_model_path
+from depthfm_diffusers.utils.errors import describe_error
 
 GB = 10**9
 TINY_UNET = Path(__file__).parents[2] / "training" / "configs" / "depthfm-tiny-unet.json"
@@ -265,7 +266,9 @@ def _read_config(path: str | Path) -> dict[str, Any]:
     try:
         return json.loads(Path(path).read_text())
     except (OSError, json.JSONDecodeError) as error:
-        raise SystemExit(f"{path} is neither a known architecture nor a JSON configuration: {error}") from error
+        raise SystemExit(
+            f"{path} is neither a known architecture nor a JSON configuration: {describe_error(error)}"
+        ) from error
 
 
 def main(argv: list[str] | None = None) -> None:

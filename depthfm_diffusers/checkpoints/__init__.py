@@ -1,1 +1,1 @@
-"""Model folders and the authors' checkpoints: reading, checking, converting, saving."""
+"""Model folders, and conversion of the authors' checkpoints."""

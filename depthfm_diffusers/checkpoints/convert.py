@@ -17,26 +17,10 @@ from diffusers.utils import logging
 from ..models.prompt_embedding import PromptEmbedding
 from ..pipelines.depthfm.pipeline_depthfm import DepthFMPipeline
 from ..schedulers.scheduling_flow_matching_image_to_depth import FlowMatchingImageToDepthScheduler
-from .ldm_checkpoint import (
-    LdmCheckpoint,
-    load_checkpoint,
-)
-from .ldm_unet import (
-    convert_unet_state_dict,
-    unet_config_from_hparams,
-)
-from .model_folder import (
-    halve_weights,
-    save_pipeline,
-)
-
-__all__ = [
-    "LdmCheckpoint",
-    "convert_checkpoint",
-    "convert_unet_state_dict",
-    "load_checkpoint",
-    "unet_config_from_hparams",
-]
+from ..utils.errors import describe_error
+from .ldm_checkpoint import LdmCheckpoint, load_checkpoint
+from .ldm_unet import convert_unet_state_dict, unet_config_from_hparams
+from .model_folder import halve_weights, save_pipeline
 
 logger = logging.get_logger(__name__)
 
@@ -66,8 +50,10 @@ def convert_checkpoint(
             its subfolder `vae`.
         output: The folder to write. It may exist if it is empty.
         rescale_self_attention: Whether the pipeline rescales self-attention logits by default, as the authors' code
-            does where xformers is not installed; see `attention_rescaling`. It is saved, and can be switched at load.
-        trust_pickle: Read the checkpoint by unrestricted unpickling, which can run any code that it contains.
+            does where xformers is not installed; see `models.attention_processor`. The setting is saved, and can be
+            changed when the folder is loaded.
+        trust_pickle: Whether to read the checkpoint by unrestricted unpickling, which can run any code that it
+            contains.
         variant: `"fp16"` to write the weights a second time, in float16, for `from_pretrained(..., variant="fp16")`.
         overwrite: Whether to replace `output` if it is an earlier model folder. The old one is removed only when the
             new one is complete.
@@ -104,7 +90,7 @@ def convert_checkpoint(
 
 
 def _build_pipeline(checkpoint: LdmCheckpoint, vae_path: Path, rescale_self_attention: bool) -> DepthFMPipeline:
-    """Make the pipeline of a checkpoint and an autoencoder, in float32 on the CPU."""
+    """Makes the pipeline of a checkpoint and an autoencoder, in float32 on the CPU."""
     config = unet_config_from_hparams(checkpoint.hparams)
     weights = convert_unet_state_dict(checkpoint.state_dict, config)
     width = checkpoint.empty_text_embedding.shape[-1]
@@ -140,7 +126,7 @@ def _build_pipeline(checkpoint: LdmCheckpoint, vae_path: Path, rescale_self_atte
 
 
 def _load_autoencoder(path: Path) -> AutoencoderKL | AutoencoderTiny:
-    """Load an autoencoder in float32 from its folder, or from the `vae` subfolder of a model's."""
+    """Loads an autoencoder in float32 from its own folder, or from the subfolder `vae` of a model folder."""
     folder = next((f for f in (path, path / "vae") if (f / "config.json").is_file()), None)
     if folder is None:
         raise FileNotFoundError(
@@ -149,7 +135,7 @@ def _load_autoencoder(path: Path) -> AutoencoderKL | AutoencoderTiny:
     try:
         class_name = json.loads((folder / "config.json").read_text()).get("_class_name")
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"`vae`: {folder / 'config.json'} is damaged: {error}") from error
+        raise ValueError(f"`vae`: {folder / 'config.json'} is damaged: {describe_error(error)}") from error
     if class_name not in _AUTOENCODERS:
         raise ValueError(f"`vae` must be one of {', '.join(_AUTOENCODERS)}, but {folder} holds {class_name!r}.")
     half_only = (folder / "diffusion_pytorch_model.fp16.safetensors").is_file() and not any(
@@ -160,11 +146,11 @@ def _load_autoencoder(path: Path) -> AutoencoderKL | AutoencoderTiny:
             folder, dtype=torch.float32, variant="fp16" if half_only else None, local_files_only=True
         )
     except Exception as error:
-        raise ValueError(f"`vae` {folder} could not be loaded: {type(error).__name__}: {error}") from error
+        raise ValueError(f"`vae` {folder} could not be loaded: {describe_error(error)}") from error
 
 
 def _check_output(output: Path, overwrite: bool, checkpoint: Path) -> None:
-    """Refuse an output folder before any work is done."""
+    """Checks the output folder before any work is done."""
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         if not overwrite:
             raise FileExistsError(f"`output` {output} exists. Choose another, or set `overwrite` (`--overwrite`).")
@@ -183,7 +169,7 @@ def _check_output(output: Path, overwrite: bool, checkpoint: Path) -> None:
 
 @contextmanager
 def _moved_into_place(output: Path) -> Iterator[Path]:
-    """Give a folder to write to; on success it becomes `output`, replacing what is there; else it is removed."""
+    """Yields a folder to write to. On success it becomes `output` and replaces what was there; else it is removed."""
     output.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{output.name}.incomplete-", dir=output.parent))
     try:

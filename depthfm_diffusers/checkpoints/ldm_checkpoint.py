@@ -21,11 +21,11 @@ _ENTRIES = ("state_dict", "ldm_hparams", "empty_text_embedding", "noising_step")
 class LdmCheckpoint:
     """Content of a checkpoint in the authors' layout.
 
-    Args:
+    Attributes:
         state_dict: Weights of the UNet under the authors' names, on the CPU.
         hparams: Arguments of the authors' `UNetModel`, as plain Python values.
-        empty_text_embedding: `1 x tokens x dim`, float32.
-        noising_step: Step of the cosine schedule whose noise the source gets; 0 is none.
+        empty_text_embedding: 1×tokens×dim, float32.
+        noising_step: Step of the cosine schedule whose noise level the source image gets; 0 adds no noise.
     """
 
     state_dict: dict[str, torch.Tensor]
@@ -35,7 +35,7 @@ class LdmCheckpoint:
 
 
 def load_checkpoint(path: str | Path, *, trust_pickle: bool = False) -> LdmCheckpoint:
-    """Read a checkpoint in the layout that the DepthFM authors publish.
+    """Reads a checkpoint in the layout that the DepthFM authors publish.
 
     That is a dict saved by `torch.save`, with `state_dict`, `ldm_hparams`, `empty_text_embedding` (a tensor or a NumPy
     array) and `noising_step`; other entries are ignored. It is read with `weights_only=True`, which runs no code from
@@ -43,11 +43,11 @@ def load_checkpoint(path: str | Path, *, trust_pickle: bool = False) -> LdmCheck
 
     Args:
         path: The file.
-        trust_pickle: Read the file by unrestricted unpickling, which can run any code that it contains. Needed if it
-            holds other objects, such as OmegaConf's.
+        trust_pickle: Whether to read the file by unrestricted unpickling, which can run any code that it contains.
+            Needed if it holds other objects, such as OmegaConf's.
 
     Returns:
-        What the file holds, checked for kind. Large tensors may be mapped from the file, not copied.
+        The content, with types checked. Large tensors may be mapped from the file, not copied.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -87,7 +87,7 @@ def load_checkpoint(path: str | Path, *, trust_pickle: bool = False) -> LdmCheck
 
 
 def _read(path: Path, trust_pickle: bool) -> Any:
-    """Unpickle the file; everything that can go wrong becomes an error that says what to do."""
+    """Unpickles the file; raises errors that say what to do."""
     if not path.exists():
         raise FileNotFoundError(f"`checkpoint` {path} does not exist.")
     if not path.is_file():
@@ -109,7 +109,7 @@ def _read(path: Path, trust_pickle: bool) -> Any:
     except ModuleNotFoundError as error:
         raise ImportError(_missing_module_message(path, error)) from error
     except Exception as error:
-        # Garbage can make the unpickler fail in any way. The restricted one says why after a page of advice.
+        # A damaged file can raise any exception. The restricted unpickler gives its reason after a page of advice.
         _, _, reason = str(error).rpartition("WeightsUnpickler error: ")
         reason = reason.strip().split("\n")[0]
         refused = re.search(r"GLOBAL (\S+)|(NumPy data of .+) is not supported", str(error))
@@ -124,8 +124,8 @@ def _read(path: Path, trust_pickle: bool) -> Any:
 def _refusal(path: Path, what: str) -> str:
     extra = " It needs omegaconf: pip install 'depthfm_diffusers[convert]'." if what.startswith("omegaconf") else ""
     return (
-        f"`checkpoint` {path} holds Python objects ({what}) that are only read by unrestricted unpickling, which can "
-        "run any code that the file contains. If you trust where it came from, convert it with `trust_pickle=True` "
+        f"`checkpoint` {path} holds Python objects ({what}) that can only be read by unrestricted unpickling, which "
+        "can run any code that the file contains. If you trust its source, convert it with `trust_pickle=True` "
         f"(`--trust-pickle` on the command line).{extra}"
     )
 
@@ -141,7 +141,7 @@ def _missing_module_message(path: Path, error: ModuleNotFoundError) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Turn containers (OmegaConf's too) into dicts and lists, and NumPy and tensor numbers into Python's."""
+    """Turns containers, OmegaConf's too, into dicts and lists, and numbers of NumPy and torch into Python's."""
     if isinstance(value, Mapping):
         return {_plain(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, (Sequence, set, frozenset)) and not isinstance(value, (str, bytes)):
@@ -164,8 +164,7 @@ def _embedding(value: Any, path: str | Path) -> torch.Tensor:
         embedding = embedding[None]
     if embedding.ndim != 3 or embedding.shape[0] != 1 or 0 in embedding.shape:
         raise ValueError(
-            f"`empty_text_embedding` in {path} must have shape 1 x tokens x dim or tokens x dim, got "
-            f"{tuple(array.shape)}."
+            f"`empty_text_embedding` in {path} must have shape 1×tokens×dim or tokens×dim, got {tuple(array.shape)}."
         )
     return embedding
 
@@ -180,8 +179,8 @@ def _noising_step(value: Any, path: str | Path) -> int:
     return max(step, 0)
 
 
-# Unpickling real NumPy objects is not safe with hostile data: an array's state may claim a dtype of Python objects. So
-# NumPy's names are bound to these stand-ins, which accept plain numbers only.
+# Unpickling real NumPy objects is not safe with hostile data: the state of an array may claim to hold Python objects.
+# So NumPy's names stand for these classes and functions, which accept plain numbers only.
 
 
 class _Dtype:
@@ -200,7 +199,7 @@ class _Dtype:
 
 
 class _Array:
-    """Stands in for `numpy.ndarray`; what was read is in `array`, in native byte order."""
+    """Stands in for `numpy.ndarray`; `array` has the values that were read, in native byte order."""
 
     array: np.ndarray = np.empty(0)
 

@@ -1,4 +1,4 @@
-"""The authors' UNet (`UNetModel` of CompVis' latent diffusion) in terms of diffusers' `UNet2DConditionModel`.
+"""Conversion of the authors' UNet (`UNetModel` of CompVis' latent diffusion) to diffusers' `UNet2DConditionModel`.
 
 `unet_config_from_hparams` translates the constructor's arguments, `convert_unet_state_dict` the names of the weights.
 Both networks compute the same function; no weight is changed.
@@ -44,7 +44,7 @@ _DEFAULTS: dict[str, Any] = {
     "disable_middle_self_attn": False,
     "use_linear_in_transformer": False,
 }
-# Arguments without influence on what this network computes: precision and memory of a run, initialisation, and
+# Arguments that do not change what this network computes: precision and memory of a run, initialisation, and
 # settings of layers that it does not have (attention without a transformer, class labels).
 _WITHOUT_EFFECT = {
     "use_checkpoint",
@@ -67,12 +67,12 @@ _RESNET_NAMES = {
 
 
 def unet_config_from_hparams(hparams: Mapping[str, Any]) -> dict[str, Any]:
-    """Translate `ldm_hparams`, the arguments of the authors' `UNetModel`, to those of `UNet2DConditionModel`.
+    """Translates `ldm_hparams`, the arguments of the authors' `UNetModel`, to those of `UNet2DConditionModel`.
 
     Arguments that are left out have the defaults of the authors' constructor. `attention_resolutions` are factors of
-    downsampling (1 is the first level); the middle block always has attention. `transformer_depth` may be one number
-    or one per level (the middle has the last level's), `num_res_blocks` too; of a `context_dim` with several entries,
-    one per transformer layer, all must be equal, since all layers get the same embedding.
+    downsampling (1 is the first level); the middle block always has attention. `transformer_depth` and
+    `num_res_blocks` may be one number, or one per level; the middle block has the depth of the last level.
+    `context_dim` may have one entry per transformer layer; all must be equal, since all layers get the same embedding.
 
     Args:
         hparams: The arguments, as plain Python values.
@@ -90,7 +90,7 @@ def unet_config_from_hparams(hparams: Mapping[str, Any]) -> dict[str, Any]:
     missing = [name for name in _REQUIRED if hparams.get(name) is None]
     if missing:
         raise ValueError(f"`ldm_hparams` lacks {', '.join(missing)}.")
-    # Where the authors' default is -1, None is taken for it.
+    # Where the authors' default is -1, None means the default.
     values = {**_DEFAULTS, **{k: v for k, v in hparams.items() if v is not None or _DEFAULTS.get(k) != -1}}
     _refuse_inexpressible(values)
 
@@ -114,8 +114,8 @@ def unet_config_from_hparams(hparams: Mapping[str, Any]) -> dict[str, Any]:
     if values["resblock_updown"] and levels > 1:
         if any(has_attention):
             raise ValueError(
-                "`ldm_hparams.resblock_updown` together with attention outside the middle block is not something that "
-                "diffusers' UNet2DConditionModel can express."
+                "`ldm_hparams.resblock_updown` together with attention outside the middle block cannot be "
+                "converted: diffusers' UNet2DConditionModel has no such network."
             )
         down_types, up_types = ["ResnetDownsampleBlock2D"] * levels, ["ResnetUpsampleBlock2D"] * levels
 
@@ -147,7 +147,7 @@ def unet_config_from_hparams(hparams: Mapping[str, Any]) -> dict[str, Any]:
 def convert_unet_state_dict(
     state_dict: Mapping[str, torch.Tensor], unet_config: Mapping[str, Any]
 ) -> dict[str, torch.Tensor]:
-    """Rename the weights of the authors' UNet to those of `UNet2DConditionModel`.
+    """Renames the weights of the authors' UNet to those of `UNet2DConditionModel`.
 
     Args:
         state_dict: Weights under the authors' names.
@@ -157,7 +157,8 @@ def convert_unet_state_dict(
         The same tensors, under diffusers' names.
 
     Raises:
-        ValueError: If weights are missing, unknown or of another shape than the configuration says; they are listed.
+        ValueError: If weights are missing, unknown, or of another shape than the configuration says. The message
+            lists them.
     """
     with torch.device("meta"):
         expected = UNet2DConditionModel(**unet_config).state_dict()
@@ -184,7 +185,7 @@ def convert_unet_state_dict(
 
 
 def _module_names(unet_config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Pairs of diffusers' and the authors' names of modules; resnets' parts are named the same way in all of them."""
+    """Yields pairs of diffusers' and the authors' name of each module; of a resnet without the names of its parts."""
     yield "conv_in", "input_blocks.0.0"
     yield "time_embedding.linear_1", "time_embed.0"
     yield "time_embedding.linear_2", "time_embed.2"
@@ -225,18 +226,18 @@ def _module_names(unet_config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _authors_name(name: str, prefixes: Mapping[str, str]) -> str:
-    """The authors' name of a weight of diffusers' UNet."""
+    """Returns the authors' name of a weight of diffusers' UNet."""
     parts = name.split(".")
     for length in range(len(parts) - 1, 0, -1):
         prefix = ".".join(parts[:length])
         if prefix in prefixes:
             first, *rest = parts[length:]
             return ".".join([prefixes[prefix], _RESNET_NAMES.get(first, first), *rest])
-    raise ValueError(f"`unet_config` describes a network with weights that the authors' has not: {name}.")
+    raise ValueError(f"`unet_config` describes a network with a weight that the authors' network lacks: {name}.")
 
 
 def _refuse_inexpressible(values: Mapping[str, Any]) -> None:
-    """Refuse what `UNet2DConditionModel` has no counterpart for."""
+    """Raises if `UNet2DConditionModel` has no counterpart for an argument."""
     for name, expressible, reason in (
         ("dims", 2, "only networks of two-dimensional images can be converted"),
         ("num_classes", None, "DepthFM's pipeline has no class labels"),
@@ -254,7 +255,7 @@ def _refuse_inexpressible(values: Mapping[str, Any]) -> None:
 
 
 def _attention_levels(values: Mapping[str, Any], levels: int) -> list[bool]:
-    """Whether each level has attention; it is given as factors of downsampling."""
+    """Returns whether each level has attention, which the authors give as factors of downsampling."""
     resolutions = _sequence(values, "attention_resolutions")
     has_attention = [2**level in resolutions for level in range(levels)]
     if values["num_attention_blocks"] is not None:
@@ -270,7 +271,7 @@ def _attention_levels(values: Mapping[str, Any], levels: int) -> list[bool]:
 
 
 def _num_heads(values: Mapping[str, Any], width: int, used: bool) -> int:
-    """Number of attention heads at a width, as the authors' constructor finds it."""
+    """Returns the number of attention heads at a width, as the authors' constructor works it out."""
     by_width = values["num_head_channels"] != -1
     name = "num_head_channels" if by_width else "num_heads"
     if not by_width and values["num_heads"] == -1:
@@ -290,13 +291,13 @@ def _num_heads(values: Mapping[str, Any], width: int, used: bool) -> int:
     if heads * head_dim != width and values["use_linear_in_transformer"]:
         raise ValueError(
             f"`ldm_hparams.{name}` is {setting}, which does not divide a layer of {width} channels; the authors' "
-            "network cannot run so with `use_linear_in_transformer`."
+            "network cannot run with it and `use_linear_in_transformer`."
         )
     return heads
 
 
 def _context_dim(values: Mapping[str, Any], depth: int) -> int:
-    """Width of the embedding that cross-attention sees."""
+    """Returns the width of the embedding that cross-attention gets."""
     dims = values["context_dim"]
     if isinstance(dims, int):
         return _integer(values, "context_dim")
@@ -304,13 +305,13 @@ def _context_dim(values: Mapping[str, Any], depth: int) -> int:
     if len(set(dims)) != 1 or len(dims) not in (1, depth):
         raise ValueError(
             f"`ldm_hparams.context_dim` is {dims}, which cannot be converted: it must be one number, or {depth} equal "
-            "ones (`transformer_depth`), since all layers see the same embedding."
+            "ones (`transformer_depth`), since all layers get the same embedding."
         )
     return _integer({"context_dim": dims[0]}, "context_dim")
 
 
 def _self_attention_disabled(values: Mapping[str, Any], levels: int) -> list[bool]:
-    """Whether each level's transformers have cross-attention in place of self-attention."""
+    """Returns whether the transformers of each level have cross-attention in place of self-attention."""
     if values["disable_self_attentions"] is None:
         return [False] * levels
     disabled = [bool(flag) for flag in _sequence(values, "disable_self_attentions")]
@@ -320,7 +321,7 @@ def _self_attention_disabled(values: Mapping[str, Any], levels: int) -> list[boo
 
 
 def _width(values: Mapping[str, Any], multiplier: float) -> int:
-    """Channels of a level."""
+    """Returns the channels of a level."""
     base = _integer(values, "model_channels")
     width = base * multiplier if isinstance(multiplier, (int, float)) else 0
     if width < 1 or width != int(width) or int(width) % _NORM_GROUPS:
@@ -348,7 +349,7 @@ def _sequence(values: Mapping[str, Any], name: str) -> list[Any]:
 
 
 def _per_level(values: Mapping[str, Any], name: str, levels: int, minimum: int = 0) -> list[int]:
-    """One integer per level, from one for all or from a list."""
+    """Returns one integer per level, given one for all or a list."""
     value = values[name]
     entries = [value] * levels if isinstance(value, int) else _sequence(values, name)
     if len(entries) != levels:
@@ -357,7 +358,7 @@ def _per_level(values: Mapping[str, Any], name: str, levels: int, minimum: int =
 
 
 def _scalar_if_equal(entries: list[Any]) -> Any:
-    """One entry if all are equal, which is how diffusers' own configurations are written; else all."""
+    """Returns one entry if all are equal, as diffusers' own configurations are written; else all."""
     return entries[0] if len(set(entries)) == 1 else tuple(entries)
 
 

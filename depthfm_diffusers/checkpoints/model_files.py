@@ -1,4 +1,4 @@
-"""The files that a model in diffusers' format consists of: which they are, whether they are whole, what they say."""
+"""The files of a model in diffusers' format: which they are, whether they are complete, their hash."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from ..utils.errors import describe_error
 from ..utils.files import file_sha256
 
 REPOSITORY_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
@@ -21,7 +22,7 @@ _OLD_PROJECTION = re.compile(rf"\b({'|'.join(_PROJECTIONS)})(\.(?:weight|bias))$
 
 
 def component_names(index: dict[str, Any]) -> list[str]:
-    """Names of the components in the content of a `model_index.json`."""
+    """Returns the names of the components in the content of a `model_index.json`."""
     return [
         name
         for name, entry in index.items()
@@ -30,7 +31,7 @@ def component_names(index: dict[str, Any]) -> list[str]:
 
 
 def component_folders(folder: Path, index: dict[str, Any]) -> list[Path]:
-    """The folders of the components of a pipeline; of several ControlNets, each has one (`controlnet_1`, ...).
+    """Returns the folders of a pipeline's components; further ControlNets have their own (`controlnet_1`, ...).
 
     Args:
         folder: The model folder.
@@ -43,26 +44,26 @@ def component_folders(folder: Path, index: dict[str, Any]) -> list[Path]:
 
 
 def model_files(folder: Path) -> list[Path]:
-    """The JSON and safetensors files that a pipeline's folder consists of, in order."""
+    """Returns the JSON and safetensors files of a pipeline, in order."""
     index_path = folder / "model_index.json"
     files = [path for part in component_folders(folder, read_json(index_path)) for path in part.iterdir()]
     return sorted([index_path, *weight_and_config_files(files)])
 
 
 def weight_and_config_files(files: Iterable[Path]) -> list[Path]:
-    """Those of `files` that say something about a model: JSON and safetensors."""
+    """Returns the JSON and safetensors files among `files`, in order."""
     return sorted(path for path in files if path.suffix in (".json", ".safetensors"))
 
 
 def read_model_index(folder: Path, what: str = "model") -> dict[str, Any]:
-    """Content of the `model_index.json` of a pipeline's folder.
+    """Reads the `model_index.json` of a pipeline's folder.
 
     Args:
         folder: The folder.
         what: What errors call the pipeline.
 
     Raises:
-        FileNotFoundError: If there is none.
+        FileNotFoundError: If there is no such file.
         ValueError: If it is damaged.
     """
     path = folder / "model_index.json"
@@ -73,7 +74,7 @@ def read_model_index(folder: Path, what: str = "model") -> dict[str, Any]:
 
 
 def check_component_files(folder: Path, index: dict[str, Any], what: str = "model") -> None:
-    """Checks that the folders of a pipeline's components are there, and that no file in them is damaged.
+    """Checks that a pipeline's components have their folders, and that no file in them is damaged.
 
     Args:
         folder: The pipeline's folder.
@@ -104,7 +105,7 @@ def check_files(files: Iterable[Path]) -> None:
 
 
 def files_fingerprint(folder: Path, files: Iterable[Path]) -> str:
-    """SHA-256 over names, relative to `folder`, and contents of files, in the order given: 64 hexadecimal digits."""
+    """Hashes files: SHA-256 of their names, relative to `folder`, and contents, in order; 64 hexadecimal digits."""
     digest = hashlib.sha256()
     for path in files:
         digest.update(f"{file_sha256(path)}  {path.relative_to(folder).as_posix()}\n".encode())
@@ -124,12 +125,12 @@ def check_no_tensor_is_missing(folder: Path, component: torch.nn.Module, variant
 
 
 def _current_name(key: str) -> str:
-    """A tensor's name in today's diffusers: older autoencoders name the projections of their attention otherwise."""
+    """Returns a tensor's name in today's diffusers: in old autoencoders, projections of attention had other names."""
     return _OLD_PROJECTION.sub(lambda match: _PROJECTIONS[match[1]] + match[2], key)
 
 
 def tensor_names(path: Path) -> list[str]:
-    """Names of the tensors in a safetensors file.
+    """Reads the names of the tensors in a safetensors file.
 
     Raises:
         ValueError: If it is damaged.
@@ -138,11 +139,11 @@ def tensor_names(path: Path) -> list[str]:
         with safe_open(path, framework="pt") as file:
             return list(file.keys())
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"model file {path} is damaged or incomplete: {first_line(error)}") from error
+        raise ValueError(f"model file {path} is damaged or incomplete: {describe_error(error)}") from error
 
 
 def read_json(path: Path) -> Any:
-    """Content of a JSON file.
+    """Reads a JSON file.
 
     Raises:
         ValueError: If it cannot be read.
@@ -150,9 +151,4 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
-        raise ValueError(f"model file {path} is damaged: {first_line(error)}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception says first; its type if it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"model file {path} is damaged: {describe_error(error)}") from error

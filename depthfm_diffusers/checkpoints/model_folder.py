@@ -1,4 +1,4 @@
-"""Finding, checking, describing and loading the model that a command is to run."""
+"""Model folders: finding, checking, hashing, loading and saving them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from diffusers.utils.torch_utils import get_device
 
 from ..pipelines.depthfm.pipeline_depthfm import DepthFMPipeline
 from ..pretrained.bundled import default_model_path
+from ..utils.errors import describe_error
 from .model_files import (
     REPOSITORY_NAME,
     check_component_files,
     check_no_tensor_is_missing,
     component_names,
     files_fingerprint,
-    first_line,
     model_files,
     read_model_index,
 )
@@ -26,7 +26,7 @@ Pipeline = TypeVar("Pipeline", bound=DiffusionPipeline)
 
 
 def resolve_model(model: str | None = None, variant: str | None = None) -> Path:
-    """The folder of a model: given, bundled, or fetched from the Hub (or its cache).
+    """Finds the folder of a model: a given one, the bundled one, or one fetched from the Hub or its cache.
 
     Args:
         model: A folder, or the name of a Hub repository; `None` is the bundled model.
@@ -42,22 +42,24 @@ def resolve_model(model: str | None = None, variant: str | None = None) -> Path:
     folder = default_model_path() if model is None else Path(model).expanduser()
     if model is not None and not folder.is_dir():
         if folder.exists() or not REPOSITORY_NAME.fullmatch(model):
-            raise FileNotFoundError(f"model {model}: no such folder (nor is it the name of a Hub repository).")
+            raise FileNotFoundError(
+                f"model {model}: there is no such folder, and it is not the name of a Hub repository."
+            )
         try:
             folder = Path(DepthFMPipeline.download(model, variant=variant))
         except Exception as error:  # huggingface_hub and its HTTP client have no common base class
             raise FileNotFoundError(
                 f"model {model}: there is no such folder, and the Hub repository could not be fetched: "
-                f"{first_line(error.__cause__ or error)}"  # diffusers names the Hub's own error as the cause
+                f"{describe_error(error.__cause__ or error)}"  # diffusers names the Hub's own error as the cause
             ) from error
     check_model_folder(folder)
     return folder
 
 
 def check_model_folder(folder: Path) -> None:
-    """Looks for what commonly goes wrong with a model folder, to name the file at fault.
+    """Checks a model folder for common damage, so that the error names the file at fault.
 
-    Only `model_index.json` and the folders of the components that it names are looked at.
+    Only `model_index.json` and the folders of the components that it names are checked.
 
     Args:
         folder: A folder as written by `DepthFMPipeline.save_pretrained`.
@@ -70,16 +72,16 @@ def check_model_folder(folder: Path) -> None:
     class_name = index.get("_class_name")
     if class_name != "DepthFMPipeline":
         raise ValueError(
-            f"model {folder}: model_index.json says {class_name!r}, not 'DepthFMPipeline'. The authors' checkpoints "
-            "are made into such folders by `depthfm convert`."
+            f"model {folder}: model_index.json says {class_name!r}, not 'DepthFMPipeline'. To convert a "
+            "checkpoint of the DepthFM authors, use `depthfm convert`."
         )
     check_component_files(folder, index)
 
 
 def model_fingerprint(folder: Path) -> str:
-    """SHA-256 of what a model says: over the names and contents of its JSON and safetensors files, in order.
+    """Hashes a model: SHA-256 of the names and contents of its JSON and safetensors files, in order.
 
-    Files that are not the model's, as training leaves them beside it, are left out.
+    Other files in the folder, such as those that training leaves there, do not count.
 
     Args:
         folder: The model folder.
@@ -98,20 +100,20 @@ def load_pipeline(
     Args:
         folder: The model folder.
         device: Where to run, as torch names it; `"auto"` is the accelerator if there is one.
-        dtype: What to compute in, whatever the files hold.
+        dtype: Precision to compute in, whatever that of the files.
         variant: Which weight files to load, `"fp16"` for `*.fp16.safetensors`.
 
     Returns:
         The pipeline, on the device.
 
     Raises:
-        ValueError: If the model cannot be loaded, its weight files lack tensors, or the device cannot be used; the
-            message says why.
+        ValueError: If the model cannot be loaded, its weight files lack tensors, or the device cannot be
+            used.
     """
     try:
         pipe = DepthFMPipeline.from_pretrained(folder, dtype=dtype, variant=variant, local_files_only=True)
     except Exception as error:  # loading runs through four libraries, each with exceptions of its own
-        raise ValueError(f"model {folder} cannot be loaded: {first_line(error)}") from error
+        raise ValueError(f"model {folder} cannot be loaded: {describe_error(error)}") from error
     for name in component_names(read_model_index(folder)):
         component = getattr(pipe, name)
         if isinstance(component, torch.nn.Module):
@@ -136,23 +138,23 @@ def move_to_device(pipe: Pipeline, device: str) -> Pipeline:
     try:
         return pipe.to(target)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {target!r} cannot be used: {first_line(error)}") from error
+        raise ValueError(f"device {target!r} cannot be used: {describe_error(error)}") from error
 
 
 def save_pipeline(pipe: DepthFMPipeline, folder: Path, variant: str | None = None) -> None:
-    """Saves a pipeline as a folder to be passed on: without paths of this machine, with weights that others can read.
+    """Saves a pipeline for others: without paths of this machine, and with weight files that everybody may read.
 
     Args:
         pipe: The pipeline.
-        folder: Where to; files of the same names are replaced.
+        folder: The folder to write; files of the same names are replaced.
         variant: Part of the names of the weight files, `"fp16"` for `*.fp16.safetensors`.
     """
     for loaded in (pipe, pipe.unet, pipe.vae, pipe.prompt_embedding):
-        # diffusers notes where something was loaded from.
+        # diffusers records the path that something was loaded from.
         if loaded.config.get("_name_or_path"):
             loaded.register_to_config(_name_or_path="")
     pipe.save_pretrained(folder, variant=variant)
-    # safetensors writes files that only their owner can read.
+    # safetensors writes files that only their owner may read.
     mode = (folder / "model_index.json").stat().st_mode & 0o777
     for name in pipe.components:
         for path in (folder / name).glob("*.safetensors"):
@@ -163,7 +165,7 @@ def halve_weights(pipe: DepthFMPipeline) -> None:
     """Casts the weights to float16 in place.
 
     Raises:
-        ValueError: If one does not fit, instead of an infinite weight.
+        ValueError: If a weight is beyond the range of float16; it would become infinite.
     """
     for name in ("unet", "vae", "prompt_embedding"):
         component = getattr(pipe, name)

@@ -1,1 +1,5 @@
-"""The commands of `depthfm`, one module each: what it does, and its arguments."""
+"""The commands of `depthfm`, one module each.
+
+Of every module, `add_parser` defines the arguments and imports nothing heavy; the function that runs the command
+imports what it needs.
+"""

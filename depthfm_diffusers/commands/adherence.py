@@ -8,26 +8,8 @@ import json
 from contextlib import closing
 from pathlib import Path
 
-from ..evaluation.adherence.images import (
-    check_images,
-    prompted_images,
-)
-from ..evaluation.adherence.measures import (
-    AdherenceSettings,
-    draw_partners,
-)
-from ..evaluation.adherence.report import format_adherence
-from ..evaluation.adherence.run import run_adherence
 from ..evaluation.choices import ADHERENCE_FORMAT, CONDITIONS
-from ..inference.input_files import collect_inputs
-from ..inference.prediction import PredictionSettings
-from ..inference.synthesis_models import (
-    load_synthesis_folders,
-    resolve_synthesis_models,
-)
-from ..pipelines.depthfm_controlnet.pipeline_depthfm_controlnet import DepthFMControlNetPipeline
 from .arguments import (
-    DTYPES,
     Subcommands,
     add_command,
     add_control_arguments,
@@ -39,11 +21,7 @@ from .arguments import (
     not_negative,
     real_number,
 )
-from .reports import (
-    add_report_arguments,
-    add_report_output,
-    check_report_files,
-)
+from .reports import add_report_arguments, add_report_output, check_report_files
 from .terminal import Progress
 
 
@@ -56,9 +34,9 @@ def add_parser(commands: Subcommands) -> None:
         "Measure how well generated images follow the depth of photos.",
         "For each photo, generates an image with the control of its depth, one without, and one with the control of "
         "another photo, all from the same noise; estimates the depth of each and compares it with the photo's: AbsRel "
-        "and δ1 after alignment in log depth, and edge F1. The photo itself, sent through Stable Diffusion's "
-        "autoencoder, shows what can be reached. Writes a JSON report and a picture of the first eight photos. If "
-        "stopped, the same command goes on where it was. See docs/synthesis.md.",
+        "and δ1 after alignment in log depth, and edge F1. The photo itself, encoded and decoded by Stable "
+        "Diffusion's autoencoder, gives an upper bound. Writes a JSON report and a picture of the first eight photos. "
+        "If stopped, the same command resumes. See docs/synthesis.md.",
     )
     add_images(parser)
     add_synthesis_models(parser)
@@ -92,7 +70,18 @@ def add_parser(commands: Subcommands) -> None:
 
 
 def adherence(args: argparse.Namespace) -> int:
-    """`depthfm adherence`: whether generated images follow the depth of photos."""
+    """Runs `depthfm adherence`: measures how well generated images follow the depth of photos."""
+    import torch
+
+    from ..evaluation.adherence.images import check_images, prompted_images
+    from ..evaluation.adherence.measures import AdherenceSettings, draw_partners
+    from ..evaluation.adherence.report import format_adherence
+    from ..evaluation.adherence.run import run_adherence
+    from ..inference.input_files import collect_inputs
+    from ..inference.prediction import PredictionSettings
+    from ..inference.synthesis_models import load_synthesis_folders, resolve_synthesis_models
+    from ..pipelines.depthfm_controlnet.pipeline_depthfm_controlnet import DepthFMControlNetPipeline
+
     settings = AdherenceSettings(
         conditions=args.conditions,
         num_inference_steps=args.steps,
@@ -112,13 +101,14 @@ def adherence(args: argparse.Namespace) -> int:
     if failures:
         raise ValueError(f"{failures[0].name}: {failures[0].reason}")
     files = files[: args.limit]
-    # All that can be wrong with the data is found before a model is looked for.
+    # Errors in the data are found before a model is looked for.
     if "shuffled" in args.conditions:
         draw_partners(len(files), args.seed)
     images = prompted_images(files, args.prompt, args.prompts)
     check_images(images)
     folders = resolve_synthesis_models(args.base, args.controlnet, args.model, args.variant)
-    pipe = load_synthesis_folders(DepthFMControlNetPipeline, folders, args.device, DTYPES[args.dtype], args.variant)
+    dtype = getattr(torch, args.dtype)
+    pipe = load_synthesis_folders(DepthFMControlNetPipeline, folders, args.device, dtype, args.variant)
     pipe.set_progress_bar_config(disable=True)
     for path in (args.output, sheet):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -130,7 +120,7 @@ def adherence(args: argparse.Namespace) -> int:
 
 
 def _check_not_in_the_way(output: Path, sheet: Path) -> None:
-    """Raises if something else than an earlier report and its picture would be overwritten."""
+    """Raises if a file would be overwritten that is not an earlier report or its picture."""
     if output.exists():
         try:
             form = json.loads(output.read_text(encoding="utf-8"))["format"]
@@ -142,5 +132,5 @@ def _check_not_in_the_way(output: Path, sheet: Path) -> None:
             )
     elif sheet.exists():
         raise FileExistsError(
-            errno.EEXIST, "there is no report that it is the picture of; not overwritten", str(sheet)
+            errno.EEXIST, "exists without a report that it belongs to, and is not overwritten", str(sheet)
         )

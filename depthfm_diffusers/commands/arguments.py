@@ -1,4 +1,4 @@
-"""Arguments that several commands take, and their types."""
+"""Arguments that several commands share, and their types."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ import math
 from collections.abc import Callable
 from typing import TypeAlias
 
-import torch
-
-from ..control_image import CONTROL_MODES
+from ..utils.choices import CONTROL_MODES, DTYPES
 
 Subcommands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def add_command(
@@ -26,10 +23,10 @@ def add_command(
 
     Args:
         commands: The subparsers of `depthfm`.
-        name: What it is called by.
-        function: What it does with the parsed arguments; returns the exit status.
-        summary: One sentence, in the list of commands.
-        description: The sentences after that one in its own help.
+        name: Its name on the command line.
+        function: Runs the command with the parsed arguments and returns the exit status.
+        summary: One sentence, for the list of commands.
+        description: The sentences that follow it in the command's own help.
 
     Returns:
         Its parser, to which arguments can be added.
@@ -41,7 +38,7 @@ def add_command(
 
 
 def add_images(parser: argparse.ArgumentParser, nargs: str = "+") -> None:
-    """Adds the images that are read; with `nargs` `"*"`, there may be none."""
+    """Adds the input images; with `nargs` `"*"`, there may be none."""
     parser.add_argument(
         "images",
         nargs=nargs,
@@ -51,15 +48,19 @@ def add_images(parser: argparse.ArgumentParser, nargs: str = "+") -> None:
 
 
 def add_model_arguments(parser: argparse._ActionsContainer) -> None:
-    """Adds which depth model runs, where, and at which resolution."""
+    """Adds the depth model, its device, its precision and its resolution."""
     parser.add_argument(
         "--model", metavar="DIR_OR_REPO", help="model folder or Hub repository (default: the bundled depthfm-tiny)"
     )
     parser.add_argument(
         "--variant", metavar="NAME", help="weight files to load, such as fp16 (default: those without)"
     )
-    parser.add_argument("--device", default="auto", help="as torch names it (default: auto, an accelerator if any)")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="to compute in (default: float32)")
+    parser.add_argument(
+        "--device", default="auto", help="device, as torch names it (default: auto, an accelerator if there is one)"
+    )
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="precision to compute in (default: float32)"
+    )
     parser.add_argument(
         "--processing-resolution",
         type=not_negative,
@@ -69,11 +70,11 @@ def add_model_arguments(parser: argparse._ActionsContainer) -> None:
 
 
 def add_prediction_arguments(parser: argparse.ArgumentParser, ensemble_help: str) -> None:
-    """Adds what a run predicts depth with, and is part of its record.
+    """Adds the settings of a prediction.
 
     Args:
-        parser: Where to.
-        ensemble_help: What the command makes of an ensemble.
+        parser: The parser of the command.
+        ensemble_help: What the command does with an ensemble.
     """
     parser.add_argument("--steps", type=positive, metavar="N", help="steps from image to depth (default: the model's)")
     parser.add_argument("--ensemble", type=positive, default=1, metavar="N", help=f"{ensemble_help} (default: 1)")
@@ -86,7 +87,7 @@ def add_prediction_arguments(parser: argparse.ArgumentParser, ensemble_help: str
 
 
 def add_synthesis_models(parser: argparse._ActionsContainer) -> None:
-    """Adds the models that images are generated with, besides the depth model."""
+    """Adds the models that generate images, besides the depth model."""
     parser.add_argument(
         "--base",
         required=True,
@@ -102,7 +103,7 @@ def add_synthesis_models(parser: argparse._ActionsContainer) -> None:
 
 
 def add_guidance_arguments(parser: argparse._ActionsContainer) -> None:
-    """Adds how Stable Diffusion generates."""
+    """Adds the steps and the guidance of Stable Diffusion."""
     parser.add_argument(
         "--steps", type=positive, default=50, metavar="N", help="steps of Stable Diffusion (default: 50)"
     )
@@ -112,7 +113,7 @@ def add_guidance_arguments(parser: argparse._ActionsContainer) -> None:
 
 
 def add_size_arguments(parser: argparse._ActionsContainer, default: str) -> None:
-    """Adds the size of generated images; `default` says what it is if it is not given."""
+    """Adds the size of generated images; `default` describes the size without these arguments."""
     for side in ("height", "width"):
         parser.add_argument(
             f"--{side}",
@@ -123,12 +124,12 @@ def add_size_arguments(parser: argparse._ActionsContainer, default: str) -> None
 
 
 def add_control_arguments(parser: argparse._ActionsContainer) -> None:
-    """Adds how control images are made."""
+    """Adds how control images are made from depth."""
     parser.add_argument(
         "--control-mode",
         choices=CONTROL_MODES,
         default="disparity",
-        help="disparity: near is white, as published ControlNets expect; depth: far is (default: disparity)",
+        help="disparity: near is white, as published ControlNets expect; depth: far is white (default: disparity)",
     )
     parser.add_argument(
         "--depth-steps", type=positive, metavar="N", help="steps from image to depth (default: the model's)"
@@ -136,17 +137,17 @@ def add_control_arguments(parser: argparse._ActionsContainer) -> None:
 
 
 def positive(text: str) -> int:
-    """An integer of at least 1, as the type of an argument."""
+    """Reads an integer of at least 1, as an argparse type."""
     return _integer(text, 1)
 
 
 def not_negative(text: str) -> int:
-    """An integer of at least 0, as the type of an argument."""
+    """Reads an integer of at least 0, as an argparse type."""
     return _integer(text, 0)
 
 
 def real_number(text: str) -> float:
-    """A finite number, as the type of an argument."""
+    """Reads a finite number, as an argparse type."""
     try:
         value = float(text)
     except ValueError:

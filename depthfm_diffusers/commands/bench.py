@@ -5,23 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..checkpoints.model_folder import (
-    load_pipeline,
-    resolve_model,
-)
-from ..evaluation.speed import (
-    format_table,
-    run_benchmark,
-)
-from ..image_processing import load_image
-from ..utils.files import save_json
-from .arguments import (
-    DTYPES,
-    Subcommands,
-    add_command,
-    add_model_arguments,
-    positive,
-)
+from .arguments import Subcommands, add_command, add_model_arguments, positive
 
 
 def add_parser(commands: Subcommands) -> None:
@@ -30,10 +14,10 @@ def add_parser(commands: Subcommands) -> None:
         commands,
         "bench",
         bench,
-        "Time a model, beside Marigold's pipeline on the same components.",
+        "Time a model, and Marigold's pipeline on the same components.",
         "Measures encoding, each network evaluation, decoding, the whole call and peak memory, for this pipeline and "
         "for diffusers' MarigoldDepthPipeline built on the same UNet and autoencoder with DDIM steps. All are "
-        "measured in one process, in turn, and medians over the repeats are printed.",
+        "measured in one process, in turn. Prints medians over the repeats.",
     )
     add_model_arguments(parser)
     parser.add_argument("--image", type=Path, metavar="FILE", help="image to run on (default: 640x480 of noise)")
@@ -49,13 +33,20 @@ def add_parser(commands: Subcommands) -> None:
         help="DDIM steps of Marigold (default: 1 4 10)",
     )
     parser.add_argument("--repeats", type=positive, default=5, metavar="N", help="measurements of each (default: 5)")
-    parser.add_argument("--output", "-o", type=Path, metavar="FILE", help="write the figures as JSON, too")
+    parser.add_argument("--output", "-o", type=Path, metavar="FILE", help="also write the figures as JSON")
 
 
 def bench(args: argparse.Namespace) -> int:
-    """`depthfm bench`: times and memory, beside Marigold's on the same components."""
+    """Runs `depthfm bench`: measures time and memory, also of Marigold's pipeline on the same components."""
+    import torch
+
+    from ..checkpoints.model_folder import load_pipeline, resolve_model
+    from ..evaluation.speed import format_table, run_benchmark
+    from ..image_processing import load_image
+    from ..utils.files import save_json
+
     model_folder = resolve_model(args.model, args.variant)
-    pipe = load_pipeline(model_folder, args.device, DTYPES[args.dtype], args.variant)
+    pipe = load_pipeline(model_folder, args.device, getattr(torch, args.dtype), args.variant)
     report = run_benchmark(
         pipe,
         image=None if args.image is None else load_image(args.image),

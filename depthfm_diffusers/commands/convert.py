@@ -5,11 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..checkpoints.convert import convert_checkpoint
-from .arguments import (
-    Subcommands,
-    add_command,
-)
+from .arguments import Subcommands, add_command
 
 
 def add_parser(commands: Subcommands) -> None:
@@ -20,7 +16,7 @@ def add_parser(commands: Subcommands) -> None:
         convert,
         "Convert a checkpoint of the DepthFM authors.",
         "Writes a complete diffusers folder (safetensors), which needs nothing else to run. An interrupted conversion "
-        "leaves nothing that looks finished.",
+        "leaves no folder that looks complete.",
     )
     parser.add_argument("--checkpoint", required=True, type=Path, metavar="CKPT", help="the authors' file")
     parser.add_argument(
@@ -34,7 +30,7 @@ def add_parser(commands: Subcommands) -> None:
     parser.add_argument(
         "--rescale-self-attention",
         action="store_true",
-        help="scale self-attention as the authors' code does without xformers (default: off; can be switched at load)",
+        help="scale self-attention as the authors' code does without xformers (default: off; can be changed at load)",
     )
     parser.add_argument(
         "--trust-pickle",
@@ -50,7 +46,9 @@ def add_parser(commands: Subcommands) -> None:
 
 
 def convert(args: argparse.Namespace) -> int:
-    """`depthfm convert`: an authors' checkpoint to a diffusers folder."""
+    """Runs `depthfm convert`: converts a checkpoint of the authors to a diffusers folder."""
+    from ..checkpoints.convert import convert_checkpoint
+
     folder = convert_checkpoint(
         args.checkpoint,
         args.vae,

@@ -7,39 +7,15 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from accelerate import PartialState
-from diffusers.utils.torch_utils import get_device
-
-from ..checkpoints.model_folder import (
-    load_pipeline,
-    model_fingerprint,
-    resolve_model,
-)
 from ..evaluation.choices import ALIGNMENT_SPACES
-from ..evaluation.data.configs import (
-    benchmark_names,
-    load_benchmark,
-)
-from ..evaluation.data.open_benchmark import open_benchmark
-from ..evaluation.runs.benchmark import run_evaluation
-from ..evaluation.runs.report import format_report
-from ..evaluation.runs.scoring import EvaluationSettings
-from ..inference.prediction import PredictionSettings
-from .arguments import (
-    DTYPES,
-    Subcommands,
-    add_command,
-    add_model_arguments,
-    add_prediction_arguments,
-)
-from .reports import (
-    add_report_arguments,
-    add_report_output,
-    check_report_files,
-)
+from .arguments import Subcommands, add_command, add_model_arguments, add_prediction_arguments
+from .reports import add_report_arguments, add_report_output, check_report_files
 from .terminal import Progress
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 
 def add_parser(commands: Subcommands) -> None:
@@ -50,15 +26,15 @@ def add_parser(commands: Subcommands) -> None:
         evaluate,
         "Score a model on a benchmark, or on a folder of your own images with their depth.",
         "Writes a JSON report with the scores of every image, their means with intervals, every setting and version, "
-        "and a picture of the best, the median and the worst images. Prints the means, with those of the true depth "
-        "sent through the model's way of representing depth, for comparison. If stopped, the same command goes on "
-        "where it was. Several processes share the work: `accelerate launch --multi_gpu --num_processes N -m "
-        "depthfm_diffusers.cli evaluate ...`. See docs/evaluate.md.",
+        "and a picture of the best, the median and the worst images. Prints the means and, for comparison, the upper "
+        "bound: the means of the true depth in the model's representation. If stopped, the same command resumes. "
+        "Several processes share the work: `accelerate launch --multi_gpu --num_processes N -m depthfm_diffusers.cli "
+        "evaluate ...`. See docs/evaluate.md.",
     )
     parser.add_argument(
         "--benchmark", required=True, metavar="NAME_OR_TOML", help="name from --list, or a .toml file of your own"
     )
-    parser.add_argument("--root", required=True, type=Path, metavar="DIR", help="where its data are")
+    parser.add_argument("--root", required=True, type=Path, metavar="DIR", help="folder or file of its data")
     add_report_output(parser)
     parser.add_argument("--list", action=_ListBenchmarks, nargs=0, help="print the benchmarks and exit")
     add_model_arguments(parser)
@@ -70,7 +46,17 @@ def add_parser(commands: Subcommands) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    """`depthfm evaluate`: scores of a model on a benchmark."""
+    """Runs `depthfm evaluate`: scores a model on a benchmark."""
+    import torch
+
+    from ..checkpoints.model_folder import load_pipeline, model_fingerprint, resolve_model
+    from ..evaluation.data.configs import load_benchmark
+    from ..evaluation.data.open_benchmark import open_benchmark
+    from ..evaluation.runs.benchmark import run_evaluation
+    from ..evaluation.runs.report import format_report
+    from ..evaluation.runs.scoring import EvaluationSettings
+    from ..inference.prediction import PredictionSettings
+
     settings = EvaluationSettings(
         PredictionSettings(
             num_inference_steps=args.steps,
@@ -84,14 +70,14 @@ def evaluate(args: argparse.Namespace) -> int:
         threads=args.threads,
     )
     sheet = check_report_files(args.output, args.contact_sheet)
-    # All that can be wrong with the data is found before a network is loaded.
+    # Errors in the data are found before a network is loaded.
     data = open_benchmark(load_benchmark(args.benchmark), args.root)
     model_folder = resolve_model(args.model, args.variant)
     for path in (args.output, sheet):
         path.parent.mkdir(parents=True, exist_ok=True)
     with _processes(args.device) as processes:
         device = args.device if processes.num_processes == 1 or args.device != "auto" else str(processes.device)
-        pipe = load_pipeline(model_folder, device, DTYPES[args.dtype], args.variant)
+        pipe = load_pipeline(model_folder, device, getattr(torch, args.dtype), args.variant)
         pipe.set_progress_bar_config(disable=True)
         with closing(Progress(processes.is_main_process)) as progress:
             report = run_evaluation(
@@ -117,6 +103,8 @@ class _ListBenchmarks(argparse.Action):
     """Prints the benchmarks and exits, as `--version` does with the version."""
 
     def __call__(self, parser: argparse.ArgumentParser, *args: Any) -> None:
+        from ..evaluation.data.configs import benchmark_names, load_benchmark
+
         for name in benchmark_names():
             print(f"{name.ljust(16)}{load_benchmark(name).title}")
         parser.exit()
@@ -124,9 +112,12 @@ class _ListBenchmarks(argparse.Action):
 
 @contextmanager
 def _processes(device: str) -> Iterator[PartialState]:
-    """The processes that a launcher has started, this one among them; parted from at the end."""
+    """Yields the processes that a launcher started, this one among them; leaves their group at the end."""
+    from accelerate import PartialState
+    from diffusers.utils.torch_utils import get_device
+
     on_cpu = (get_device() if device == "auto" else device).startswith("cpu")
-    # Whoever is done early waits for the others for as long as it takes.
+    # A process that is done early waits for the others, however long they take.
     processes = PartialState(cpu=on_cpu, timeout=timedelta(days=7))
     try:
         yield processes

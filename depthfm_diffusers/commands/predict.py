@@ -5,33 +5,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
-from ..checkpoints.model_folder import (
-    load_pipeline,
-    model_fingerprint,
-    resolve_model,
-)
-from ..inference.input_files import (
-    InputFailure,
-    collect_inputs,
-)
-from ..inference.prediction import PredictionSettings
-from ..inference.prediction_files import (
-    PredictionFolder,
-    describe_run,
-    predict_files,
-)
-from .arguments import (
-    DTYPES,
-    Subcommands,
-    add_command,
-    add_images,
-    add_model_arguments,
-    add_prediction_arguments,
-)
+from .arguments import Subcommands, add_command, add_images, add_model_arguments, add_prediction_arguments
 from .terminal import complain_about
+
+if TYPE_CHECKING:
+    from ..inference.input_files import InputFailure
+    from ..inference.prediction import PredictionSettings
+    from ..inference.prediction_files import PredictionFolder
 
 
 def add_parser(commands: Subcommands) -> None:
@@ -58,7 +40,13 @@ def add_parser(commands: Subcommands) -> None:
 
 
 def predict(args: argparse.Namespace) -> int:
-    """`depthfm predict`: depth maps of image files."""
+    """Runs `depthfm predict`: predicts the depth of image files."""
+    from tqdm import tqdm
+
+    from ..inference.input_files import collect_inputs
+    from ..inference.prediction import PredictionSettings
+    from ..inference.prediction_files import PredictionFolder
+
     settings = PredictionSettings(
         num_inference_steps=args.steps,
         ensemble_size=args.ensemble,
@@ -89,11 +77,16 @@ def predict(args: argparse.Namespace) -> int:
 def _predictions(
     args: argparse.Namespace, settings: PredictionSettings, inputs: list[Path], folder: PredictionFolder
 ) -> Iterator[InputFailure | None]:
-    """Loads the model, if there is anything to predict, and predicts."""
+    """Loads the model, unless there is nothing to predict, and predicts."""
     if not inputs:
         return
+    import torch
+
+    from ..checkpoints.model_folder import load_pipeline, model_fingerprint, resolve_model
+    from ..inference.prediction_files import describe_run, predict_files
+
     model_folder = resolve_model(args.model, args.variant)
-    pipe = load_pipeline(model_folder, args.device, DTYPES[args.dtype], args.variant)
+    pipe = load_pipeline(model_folder, args.device, getattr(torch, args.dtype), args.variant)
     pipe.set_progress_bar_config(disable=True)
     run = describe_run(pipe, settings, args.model or model_folder.name, model_fingerprint(model_folder))
     run["settings"]["colormap"] = args.colormap

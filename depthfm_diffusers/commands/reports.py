@@ -1,4 +1,4 @@
-"""What the commands that write a report and its picture have in common."""
+"""Arguments and checks of the commands that write a report and its picture."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from .arguments import positive
 
 
 def add_report_output(parser: argparse.ArgumentParser) -> None:
-    """Adds where the report is written."""
+    """Adds the report's file."""
     parser.add_argument("--output", "-o", required=True, type=Path, metavar="FILE.json", help="report to write")
 
 
 def add_report_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds how many images a report is about, what computes them, and its picture."""
+    """Adds the number of images, the number of threads, and the report's picture."""
     parser.add_argument("--limit", type=positive, metavar="N", help="only the first N images (default: all)")
     parser.add_argument(
         "--threads",
@@ -34,7 +34,7 @@ def check_report_files(output: Path, contact_sheet: Path | None) -> Path:
 
     Args:
         output: The report.
-        contact_sheet: The picture; `None`: beside the report.
+        contact_sheet: The picture; `None` puts it beside the report.
 
     Returns:
         The picture's file.
@@ -46,7 +46,7 @@ def check_report_files(output: Path, contact_sheet: Path | None) -> Path:
     if output.is_dir():
         raise IsADirectoryError(errno.EISDIR, "a folder, not a file to write", str(output))
     if output.suffix != ".json":
-        # Reports of one name but for the suffix would share their contact sheet, and what is kept to go on with.
+        # Reports whose names differ in the suffix alone would share their contact sheet and the files to resume from.
         raise ValueError(f"--output {output}: the report is a JSON file, its name must end in .json.")
     sheet = output.with_suffix(".png") if contact_sheet is None else contact_sheet
     if sheet.is_dir():

@@ -4,40 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from tqdm import tqdm
-
-from ..inference.input_files import (
-    InputFailure,
-    collect_inputs,
-)
-from ..inference.prediction import PredictionSettings
-from ..inference.synthesis_files import (
-    SynthesisFolder,
-    SynthesizedImage,
-    cut_prompts,
-    describe_synthesis,
-    synthesize_files,
-)
-from ..inference.synthesis_inputs import (
-    SynthesisSources,
-    read_depth_file,
-    read_mask_file,
-)
-from ..inference.synthesis_models import (
-    load_lora,
-    load_synthesis_folders,
-    resolve_synthesis_models,
-)
-from ..inference.synthesis_settings import (
-    SynthesisPipeline,
-    SynthesisSettings,
-)
-from ..utils.files import file_sha256
 from .arguments import (
-    DTYPES,
     Subcommands,
     add_command,
     add_control_arguments,
@@ -50,10 +21,13 @@ from .arguments import (
     positive,
     real_number,
 )
-from .terminal import (
-    complain,
-    complain_about,
-)
+from .terminal import complain, complain_about
+
+if TYPE_CHECKING:
+    from ..inference.input_files import InputFailure
+    from ..inference.synthesis_files import SynthesisFolder, SynthesizedImage
+    from ..inference.synthesis_inputs import SynthesisSources
+    from ..inference.synthesis_settings import SynthesisPipeline, SynthesisSettings
 
 
 def add_parser(commands: Subcommands) -> None:
@@ -65,8 +39,8 @@ def add_parser(commands: Subcommands) -> None:
         "Generate images that follow the depth of photos.",
         "Estimates the depth of each photo and generates images from the prompt that have the same depth, by Stable "
         "Diffusion with a depth ControlNet. Writes, for each input, NAME_seedN.png (one per seed), NAME_control.png "
-        "(what the ControlNet sees) and NAME_log_depth.npy, and one metadata.json with what is needed to repeat them. "
-        "Each image is written when it is done, and can be made again by itself from its seed. NAME is the input's "
+        "(the ControlNet's input) and NAME_log_depth.npy, and one metadata.json with what is needed to repeat them. "
+        "Each image is written when it is done, and can be made again on its own from its seed. NAME is the input's "
         "name without suffix; where names collide, NAME_SUFFIX or NAME_2, NAME_3, ... The same command replaces its "
         "own images and another seed adds to them; other settings get another NAME, and nothing else that is in the "
         "output folder is overwritten. A bad input is named on stderr and does not stop the others; the exit status "
@@ -85,8 +59,7 @@ def add_parser(commands: Subcommands) -> None:
         action="store_true",
         help="keep only the network at work on the accelerator, for little memory (default: off)",
     )
-    # Arguments that exclude each other by their meaning are wrong usage, as those that argparse finds.
-    parser.set_defaults(refuse=parser.error)
+    parser.set_defaults(check=partial(_check_usage, parser))
 
 
 def _add_generation_arguments(parser: argparse._ArgumentGroup) -> None:
@@ -144,10 +117,14 @@ def _add_depth_arguments(parser: argparse._ArgumentGroup) -> None:
         type=real_number,
         default=0.0,
         metavar="X",
-        help="part of the steps it starts at (default: 0)",
+        help="fraction of the steps at which it starts (default: 0)",
     )
     parser.add_argument(
-        "--control-end", type=real_number, default=1.0, metavar="X", help="part of the steps it ends at (default: 1)"
+        "--control-end",
+        type=real_number,
+        default=1.0,
+        metavar="X",
+        help="fraction of the steps at which it ends (default: 1)",
     )
     parser.add_argument(
         "--guess-mode",
@@ -164,8 +141,14 @@ def _add_depth_arguments(parser: argparse._ArgumentGroup) -> None:
 
 
 def synthesize(args: argparse.Namespace) -> int:
-    """`depthfm synthesize`: images that follow the depth of photos."""
-    _check_usage(args)
+    """Runs `depthfm synthesize`: generates images that follow the depth of photos."""
+    from tqdm import tqdm
+
+    from ..inference.input_files import InputFailure
+    from ..inference.prediction import PredictionSettings
+    from ..inference.synthesis_files import SynthesisFolder
+    from ..inference.synthesis_settings import SynthesisSettings
+
     settings = SynthesisSettings(
         prompt=args.prompt,
         negative_prompt=args.negative_prompt,
@@ -200,7 +183,7 @@ def synthesize(args: argparse.Namespace) -> int:
                 if isinstance(made, InputFailure):
                     failed += 1
                     complain_about(made)
-                    bar.update(len(seeds) - bar.n % len(seeds))  # what would have come of this input
+                    bar.update(len(seeds) - bar.n % len(seeds))  # the images that this input would have had
                     continue
                 images += 1
                 bar.update()
@@ -212,24 +195,27 @@ def synthesize(args: argparse.Namespace) -> int:
     return 0 if failed == 0 else 1
 
 
-def _check_usage(args: argparse.Namespace) -> None:
-    """Exits with a message if arguments exclude or need each other."""
+def _check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Exits with a usage error if arguments exclude or need each other in a way that argparse does not check."""
     given_depth = "--depth" if args.depth is not None else "--log-depth" if args.log_depth is not None else None
     starts_from_photo = args.img2img or args.mask is not None
     if args.img2img and args.mask is not None:
-        args.refuse("argument --mask: not allowed with argument --img2img; --strength is for both")
+        parser.error("argument --mask: not allowed with argument --img2img; --strength is for both")
     if args.strength is not None and not starts_from_photo:
-        args.refuse("argument --strength: needs --img2img or --mask")
+        parser.error("argument --strength: needs --img2img or --mask")
     if not args.images and (starts_from_photo or given_depth is None):
-        args.refuse("IMAGE is missing" + ("" if starts_from_photo else " (or --depth, or --log-depth)"))
+        parser.error("IMAGE is missing" + ("" if starts_from_photo else " (or --depth, or --log-depth)"))
     if given_depth is not None and args.images and not starts_from_photo:
-        args.refuse(f"argument {given_depth}: IMAGE would not be used; leave it out, or add --img2img or --mask")
+        parser.error(f"argument {given_depth}: IMAGE would not be used; leave it out, or add --img2img or --mask")
     if given_depth is not None and len(args.images) > 1:
-        args.refuse(f"argument {given_depth}: is the depth of one IMAGE, but there are {len(args.images)}")
+        parser.error(f"argument {given_depth}: is the depth of one IMAGE, but there are {len(args.images)}")
 
 
 def _read_sources(args: argparse.Namespace, folder: SynthesisFolder) -> tuple[SynthesisSources, list[InputFailure]]:
-    """Finds the photos, and reads what is shared by all."""
+    """Finds the photos, and reads the depth and the mask that all of them share."""
+    from ..inference.input_files import collect_inputs
+    from ..inference.synthesis_inputs import SynthesisSources, read_depth_file, read_mask_file
+
     depth_file = args.log_depth if args.depth is None else args.depth
     log_depth = None if depth_file is None else read_depth_file(depth_file, is_log=args.depth is None)
     mask = None if args.mask is None else read_mask_file(args.mask)
@@ -247,12 +233,23 @@ def _synthesized(
     folder: SynthesisFolder,
     seeds: Sequence[int],
 ) -> Iterator[SynthesizedImage | InputFailure]:
-    """Loads the models, if there is anything to make images of, and makes them."""
+    """Loads the models, unless there are no inputs, and generates the images."""
     if not sources.files:
         return
+    import torch
+
+    from ..inference.synthesis_files import cut_prompts, describe_synthesis, synthesize_files
+    from ..inference.synthesis_models import load_lora, load_synthesis_folders, resolve_synthesis_models
+    from ..utils.files import file_sha256
+
     folders = resolve_synthesis_models(args.base, args.controlnet, args.model, args.variant)
     pipe: SynthesisPipeline = load_synthesis_folders(
-        cast(Any, settings.pipeline_class), folders, args.device, DTYPES[args.dtype], args.variant, args.offload
+        cast(Any, settings.pipeline_class),
+        folders,
+        args.device,
+        getattr(torch, args.dtype),
+        args.variant,
+        args.offload,
     )
     pipe.set_progress_bar_config(disable=None, leave=False, unit="step")
     scales, nets = len(settings.controlnet_conditioning_scale), len(pipe.controlnets)

@@ -1,29 +1,33 @@
-"""What a command tells its user besides its result."""
+"""Messages and progress of a command, on stderr."""
 
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
-from tqdm import tqdm
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
-from ..inference.input_files import InputFailure
+    from ..inference.input_files import InputFailure
 
 
 def complain(message: str) -> None:
-    """Prints on stderr, beside a progress bar if there is one."""
+    """Prints a message on stderr, above a progress bar if there is one."""
+    from tqdm import tqdm
+
     tqdm.write(f"depthfm: {message}", file=sys.stderr)
 
 
 def complain_about(failure: InputFailure) -> None:
-    """Prints on stderr what is wrong with an input."""
+    """Prints on stderr why an input gave no result."""
     complain(f"{failure.name}: {failure.reason}")
 
 
 class Progress:
-    """A progress bar that begins where a run goes on; what was done before does not count as speed.
+    """A progress bar of a run that may have been resumed: what was done before does not count as speed.
 
     Args:
-        shown: Whether there is one, where stderr is a terminal.
+        shown: Whether to show it; it is shown only if stderr is a terminal.
     """
 
     def __init__(self, shown: bool) -> None:
@@ -32,11 +36,13 @@ class Progress:
 
     def show(self, done: int, total: int) -> None:
         """Moves the bar to `done`."""
+        from tqdm import tqdm
+
         if self._bar is None:
             self._bar = tqdm(total=total, initial=done, unit="image", disable=None if self._shown else True)
         self._bar.update(done - self._bar.n)
 
     def close(self) -> None:
-        """Leaves the bar where it is."""
+        """Ends the bar."""
         if self._bar is not None:
             self._bar.close()

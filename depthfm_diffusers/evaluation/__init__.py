@@ -1,30 +1,59 @@
 """Scores of depth maps: alignment to the truth, error measures, and the benchmarks that use them."""
 
-from .adherence.measures import depth_adherence
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..utils.lazy import lazy_names
 from .choices import ALIGNMENT_METHODS, ALIGNMENT_SPACES
-from .metrics.alignment import (
-    Alignment,
-    align,
-    prediction_in_space,
-)
-from .metrics.boundary import boundary_f1
-from .metrics.metrics import (
-    absolute_relative_error,
-    all_metrics,
-    delta_accuracy,
-    inverse_rmse,
-    log10_error,
-    normal_angles,
-    rmse,
-    rmse_log,
-    silog,
-    squared_relative_error,
-)
-from .metrics.uncertainty import (
-    Sparsification,
-    rank_correlation,
-    sparsification_error,
-)
+
+if TYPE_CHECKING:
+    from .adherence.measures import depth_adherence
+    from .metrics.alignment import (
+        Alignment,
+        align,
+        prediction_in_space,
+    )
+    from .metrics.boundary import boundary_f1
+    from .metrics.metrics import (
+        absolute_relative_error,
+        all_metrics,
+        delta_accuracy,
+        inverse_rmse,
+        log10_error,
+        normal_angles,
+        rmse,
+        rmse_log,
+        silog,
+        squared_relative_error,
+    )
+    from .metrics.uncertainty import (
+        Sparsification,
+        rank_correlation,
+        sparsification_error,
+    )
+
+_MODULES = {
+    "Alignment": ".metrics.alignment",
+    "Sparsification": ".metrics.uncertainty",
+    "absolute_relative_error": ".metrics.metrics",
+    "align": ".metrics.alignment",
+    "all_metrics": ".metrics.metrics",
+    "boundary_f1": ".metrics.boundary",
+    "delta_accuracy": ".metrics.metrics",
+    "depth_adherence": ".adherence.measures",
+    "inverse_rmse": ".metrics.metrics",
+    "log10_error": ".metrics.metrics",
+    "normal_angles": ".metrics.metrics",
+    "prediction_in_space": ".metrics.alignment",
+    "rank_correlation": ".metrics.uncertainty",
+    "rmse": ".metrics.metrics",
+    "rmse_log": ".metrics.metrics",
+    "silog": ".metrics.metrics",
+    "sparsification_error": ".metrics.uncertainty",
+    "squared_relative_error": ".metrics.metrics",
+}
+__getattr__, __dir__ = lazy_names(__name__, _MODULES)
 
 __all__ = [
     "ALIGNMENT_METHODS",

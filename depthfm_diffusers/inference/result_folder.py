@@ -25,6 +25,7 @@ import torch
 import transformers
 from diffusers import DiffusionPipeline, SchedulerMixin
 
+from ..utils.errors import describe_error
 from ..utils.files import (
     atomic_write,
     save_json,
@@ -233,11 +234,7 @@ def now() -> str:
 
 def input_failure(source: Path, error: Exception) -> InputFailure:
     """Returns what an exception says about an input, on one line."""
-    if isinstance(error, OSError) and error.strerror:
-        reason = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    else:
-        reason = " ".join(str(error).split()) or type(error).__name__
-    return InputFailure(str(source), reason)
+    return InputFailure(str(source), describe_error(error))
 
 
 def _key(name: str) -> str:

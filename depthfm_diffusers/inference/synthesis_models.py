@@ -26,7 +26,6 @@ from ..checkpoints.model_files import (
     component_folders,
     component_names,
     files_fingerprint,
-    first_line,
     read_json,
     read_model_index,
     weight_and_config_files,
@@ -41,6 +40,7 @@ from ..pipelines.depthfm_controlnet.controlnet_checks import text_width
 from ..pipelines.depthfm_controlnet.pipeline_depthfm_controlnet import DepthFMControlNetPipeline
 from ..pipelines.depthfm_controlnet.pipeline_depthfm_controlnet_img2img import DepthFMControlNetImg2ImgPipeline
 from ..pipelines.depthfm_controlnet.pipeline_depthfm_controlnet_inpaint import DepthFMControlNetInpaintPipeline
+from ..utils.errors import describe_error
 
 Pipeline = TypeVar(
     "Pipeline", DepthFMControlNetPipeline, DepthFMControlNetImg2ImgPipeline, DepthFMControlNetInpaintPipeline
@@ -206,7 +206,7 @@ def load_synthesis_folders(
     try:
         pipe.enable_model_cpu_offload(device=target)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {target!r} cannot be used: {first_line(error)}") from error
+        raise ValueError(f"device {target!r} cannot be used: {describe_error(error)}") from error
     return pipe
 
 
@@ -237,7 +237,7 @@ def load_lora(pipe: Any, lora: str) -> Path:
     try:
         pipe.load_lora_weights(str(path.parent), weight_name=path.name, use_safetensors=True, local_files_only=True)
     except Exception as error:  # diffusers and peft, each with exceptions of its own
-        raise ValueError(f"lora {path} cannot be loaded: {first_line(error)}") from error
+        raise ValueError(f"lora {path} cannot be loaded: {describe_error(error)}") from error
     if not pipe.get_list_adapters():  # diffusers only logs it
         raise ValueError(f"lora {path}: nothing in it is for this Stable Diffusion.")
     return path
@@ -260,7 +260,7 @@ def _resolve(argument: str, name: str, download: Callable[[], Any]) -> Path:
     except Exception as error:  # huggingface_hub and its HTTP client have no common base class
         raise FileNotFoundError(
             f"{argument} {name}: there is no such folder, and the Hub repository could not be fetched: "
-            f"{first_line(error.__cause__ or error)}"
+            f"{describe_error(error.__cause__ or error)}"
         ) from error
 
 
@@ -327,7 +327,7 @@ def _load_base(
     try:
         base = loader.from_pretrained(folder, **options, **replaced)
     except Exception as error:  # loading runs through four libraries, each with exceptions of its own
-        raise ValueError(f"base {folder} cannot be loaded: {first_line(error)}") from error
+        raise ValueError(f"base {folder} cannot be loaded: {describe_error(error)}") from error
     for path in component_folders(folder, index):
         component = getattr(base, path.name, None)
         # Only models of diffusers: transformers' files may have old names. Several ControlNets are not one model.
@@ -343,7 +343,7 @@ def _load_controlnet(folder: Path, dtype: torch.dtype, variant: str | None) -> C
     try:
         controlnet = ControlNetModel.from_pretrained(folder, torch_dtype=dtype, **options)
     except Exception as error:  # as above
-        raise ValueError(f"controlnet {folder} cannot be loaded: {first_line(error)}") from error
+        raise ValueError(f"controlnet {folder} cannot be loaded: {describe_error(error)}") from error
     check_no_tensor_is_missing(folder, controlnet, variant)
     return controlnet
 

@@ -21,7 +21,7 @@ class UNetLoraLoaderMixin(StableDiffusionLoraLoaderMixin):
 
     @classmethod
     def load_lora_into_text_encoder(cls, state_dict: Mapping[str, torch.Tensor], *args: Any, **kwargs: Any) -> None:
-        """Refuses an adapter that changes a text encoder; there is nothing to do for others.
+        """Refuses an adapter that changes a text encoder; does nothing for any other.
 
         Raises:
             ValueError: If the adapter has weights for a text encoder.

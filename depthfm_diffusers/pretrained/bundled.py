@@ -1,4 +1,4 @@
-"""Where the bundled model is."""
+"""The path of the bundled model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def default_model_path() -> Path:
-    """Folder of the model that ships with this package, `depthfm-tiny`: a complete diffusers folder.
+    """Returns the folder of the model that ships with this package, `depthfm-tiny`: a complete diffusers folder.
 
     Returns:
         The folder, to be passed to `DepthFMPipeline.from_pretrained`.
@@ -18,6 +18,6 @@ def default_model_path() -> Path:
     if not (path / "model_index.json").is_file():
         raise FileNotFoundError(
             f"The bundled model is missing: there is no model_index.json in {path}. Reinstall depthfm_diffusers, or "
-            "name a model folder of your own."
+            "give a model folder of your own."
         )
     return path

@@ -1,1 +1,1 @@
-"""Files and the version."""
+"""Files, optional and lazy imports, error messages, the version."""

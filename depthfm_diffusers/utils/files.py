@@ -16,10 +16,10 @@ import numpy as np
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Lets a file be written whole or not at all.
+    """Writes a file whole or not at all.
 
-    Yields the path of a new empty file in the same folder, to be written to. When the block ends it takes the place of
-    `path`; when the block raises it is removed, and what was at `path` before stays as it was.
+    Yields the path of a new empty file in the same folder, to write to. When the block ends, that file replaces
+    `path`. If the block raises, it is removed, and `path` stays as it was.
 
     Args:
         path: The file to write; its folder must exist.
@@ -28,7 +28,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         The path to write to.
     """
     path = Path(path)
-    # Short whatever the file is called, so that a name that fits does not become too long.
+    # The name is short whatever `path` is called: a suffix could make a long name too long for the file system.
     temporary = path.with_name(f".depthfm-{secrets.token_hex(8)}.tmp")
     temporary.touch(exist_ok=False)
     try:
@@ -43,7 +43,7 @@ def save_array(path: str | os.PathLike[str], array: np.ndarray) -> None:
     """Writes an array as `.npy`, without pickling.
 
     Args:
-        path: The file to write, as it is named: no suffix is appended.
+        path: The file to write; no suffix is appended to its name.
         array: The array.
     """
     with open(path, "wb") as file:
@@ -55,10 +55,10 @@ def save_json(path: str | os.PathLike[str], content: Any) -> None:
 
     Args:
         path: The file to write.
-        content: What the `json` module can write; NaN and infinities are refused, as JSON has none.
+        content: Anything the `json` module can write, without NaN and infinities, which JSON does not have.
 
     Raises:
-        ValueError: If `content` has a number that JSON cannot hold.
+        ValueError: If `content` has NaN or an infinity.
     """
     text = json.dumps(content, indent=2, allow_nan=False)
     with atomic_write(path) as temporary:
@@ -66,6 +66,6 @@ def save_json(path: str | os.PathLike[str], content: Any) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's content, 64 hexadecimal digits."""
+    """Hashes a file's content: SHA-256, 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

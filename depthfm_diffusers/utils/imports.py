@@ -12,7 +12,7 @@ def import_optional(name: str, extra: str, purpose: str) -> ModuleType:
     Args:
         name: The module to import.
         extra: The extra of this package that installs it.
-        purpose: What needs it, the subject of the error's sentence.
+        purpose: What needs it, as the subject of the error message.
 
     Returns:
         The module.
@@ -22,5 +22,7 @@ def import_optional(name: str, extra: str, purpose: str) -> ModuleType:
     """
     try:
         return importlib.import_module(name)
-    except ImportError as error:
+    except ModuleNotFoundError as error:
+        if error.name != name.partition(".")[0]:
+            raise  # it is installed, but a package that it needs is not
         raise ImportError(f"{purpose} needs {name}: pip install 'depthfm_diffusers[{extra}]'") from error

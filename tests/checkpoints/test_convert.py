@@ -24,11 +24,8 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from depthfm_diffusers import DepthFMPipeline, convert_checkpoint
-from depthfm_diffusers.checkpoints.convert import (
-    convert_unet_state_dict,
-    load_checkpoint,
-    unet_config_from_hparams,
-)
+from depthfm_diffusers.checkpoints.ldm_checkpoint import load_checkpoint
+from depthfm_diffusers.checkpoints.ldm_unet import convert_unet_state_dict, unet_config_from_hparams
 
 CHECKPOINT = DATA / "parity" / "depthfm-random.ckpt"
 VAE = DATA / "parity" / "vae"

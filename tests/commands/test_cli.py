@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -378,6 +379,64 @@ def test_wrong_usage(arguments, capsys):
         cli.main(arguments)
     assert exit_info.value.code == 2
     assert "usage: depthfm" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["predct"], "did you mean predict?"),
+        (["predict", "a.png", "--output", "out", "--dtype", "flaot32"], "did you mean float32?"),
+        (["quux"], "invalid choice: 'quux'"),
+    ],
+)
+def test_a_mistyped_choice_gets_a_suggestion(arguments, hint, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(arguments)
+    assert exit_info.value.code == 2
+    error = capsys.readouterr().err
+    assert hint in error
+    assert ("did you mean" in error) == ("did you mean" in hint)
+
+
+def test_help_and_usage_errors_import_nothing_but_this_package(tmp_path):
+    """Whatever the command line says before a command runs, it says at once."""
+    program = """
+import sys
+at_start = set(sys.modules)
+from depthfm_diffusers import cli
+
+for arguments in {calls!r}:
+    try:
+        cli.main(arguments)
+    except SystemExit as exit:
+        print(exit.code or 0, file=sys.stderr)
+    imported = {{name.partition(".")[0] for name in set(sys.modules) - at_start}} - set(sys.stdlib_module_names)
+    assert imported == {{"depthfm_diffusers"}}, (arguments, imported)
+own = [name for name in sys.modules if name.startswith("depthfm_diffusers")]
+assert len(own) < 40, own
+"""
+    help_calls = [["--help"], ["--version"], *([command, "--help"] for command in COMMANDS), ["evaluate", "--list"]]
+    wrong_calls = [
+        [],
+        ["predct"],
+        ["--nonsense"],
+        ["predict", "a.png"],
+        ["predict", "a.png", "--output", "out", "--setps", "2"],
+        ["predict", "a.png", "--output", "out", "--dtype", "int8"],
+        ["evaluate", "--benchmark", "nyuv2", "--root", ".", "--output", "a.json", "--alignment", "none_such"],
+        ["synthesize", "a.png", "--base", "b", "--prompt", "", "--output", "out", "--strength", "0.5"],
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", program.format(calls=help_calls + wrong_calls)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    codes = [int(line) for line in done.stderr.splitlines() if line.isdigit()]
+    assert codes == [0] * len(help_calls) + [2] * len(wrong_calls)
 
 
 def test_unknown_colormap_and_device(predict, photo, tmp_path, capsys):

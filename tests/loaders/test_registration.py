@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import diffusers
 import numpy as np
@@ -16,6 +18,7 @@ from helpers.repository import ROOT
 from PIL import Image
 
 from depthfm_diffusers import DepthFMPipeline, FlowMatchingImageToDepthScheduler, PromptEmbedding, default_model_path
+from depthfm_diffusers.loaders import registration
 from depthfm_diffusers.loaders.registration import (
     NativeLibraryNamesMixin,
     register_with_diffusers,
@@ -27,6 +30,25 @@ NATIVE = {
     "scheduler": ["diffusers", "FlowMatchingImageToDepthScheduler"],
     "prompt_embedding": ["diffusers", "PromptEmbedding"],
 }
+
+
+def run_program(program: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Runs Python code in a new process that finds the package."""
+    return subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{program}"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+def module_with(name: str, *classes: type) -> ModuleType:
+    module = ModuleType(name)
+    for cls in classes:
+        setattr(module, cls.__name__, cls)
+    return module
 
 
 def index_of(folder: Path) -> dict:
@@ -90,14 +112,7 @@ depth = pipe(Image.open("image.png"), num_inference_steps=1, generator=torch.Gen
 assert numpy.array_equal(depth, numpy.load("expected.npy"))
 print(type(pipe).__module__)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{program}"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    done = run_program(program, tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "depthfm_diffusers.pipelines.depthfm.pipeline_depthfm"
 
@@ -138,14 +153,17 @@ def test_importing_the_package_registers_its_classes():
 
 
 def test_replacing_a_class_of_diffusers_is_reported(monkeypatch, caplog):
-    replacement = type("DDIMScheduler", (DDIMScheduler,), {})
+    replacement = type("DDIMScheduler", (DDIMScheduler,), {"__module__": "replacements"})
+    monkeypatch.setitem(sys.modules, "replacements", module_with("replacements", replacement))
     monkeypatch.setattr(diffusers, "DDIMScheduler", DDIMScheduler)
+    monkeypatch.setattr(registration, "_MODULES", dict(registration._MODULES))
     warnings = []
     monkeypatch.setattr("depthfm_diffusers.loaders.registration.logger.warning", warnings.append)
-    register_with_diffusers(replacement)
+    register_with_diffusers({"DDIMScheduler": "replacements"})
     assert diffusers.DDIMScheduler is replacement
     assert "scheduling_ddim.DDIMScheduler" in warnings[0]
-    register_with_diffusers(PromptEmbedding)
+    register_with_diffusers({"PromptEmbedding": PromptEmbedding.__module__})
+    assert diffusers.PromptEmbedding is PromptEmbedding
     assert len(warnings) == 1
 
 
@@ -160,13 +178,123 @@ def test_default_model_path_is_a_model_folder_or_says_what_is_missing(monkeypatc
 
 
 def test_too_old_a_diffusers_is_refused_at_import():
-    program = "import diffusers; diffusers.__version__ = '0.41.9'; import depthfm_diffusers"
-    done = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {program}"],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    done = run_program("import diffusers; diffusers.__version__ = '0.41.9'; import depthfm_diffusers", ROOT)
     assert done.returncode != 0
     assert "ImportError: depthfm_diffusers needs diffusers >= 0.42, but 0.41.9 is installed" in done.stderr
+
+
+@pytest.mark.parametrize("first", ["diffusers", "depthfm_diffusers"])
+def test_diffusers_finds_the_classes_whichever_is_imported_first(tmp_path, first):
+    second = "depthfm_diffusers" if first == "diffusers" else "diffusers"
+    program = f"""
+import {first}
+assert "depthfm_diffusers.models.prompt_embedding" not in sys.modules
+import {second}
+assert "depthfm_diffusers.models.prompt_embedding" not in sys.modules
+cls = diffusers.PromptEmbedding
+assert cls is depthfm_diffusers.PromptEmbedding
+assert vars(diffusers)["PromptEmbedding"] is cls
+assert not hasattr(diffusers, "NobodyKnowsThisClass")
+assert diffusers.DDIMScheduler.__module__.startswith("diffusers.")
+assert type(diffusers.__spec__.loader).__module__ == "_frozen_importlib_external"
+"""
+    done = run_program(program, tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_classes_are_found_after_reloads_and_in_threads(tmp_path):
+    program = """
+import importlib, threading
+thread = threading.Thread(target=importlib.import_module, args=("diffusers",))
+thread.start()
+while "diffusers" not in sys.modules:
+    pass
+import depthfm_diffusers  # while another thread is importing diffusers
+import diffusers
+thread.join()
+found = []
+threads = [threading.Thread(target=lambda: found.append(diffusers.PromptEmbedding)) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+assert found == [depthfm_diffusers.PromptEmbedding] * 8
+
+for _ in range(2):
+    diffusers = importlib.reload(diffusers)
+    assert diffusers is sys.modules["diffusers"]
+    assert diffusers.PromptEmbedding is depthfm_diffusers.PromptEmbedding
+    importlib.reload(sys.modules["depthfm_diffusers.loaders.registration"])
+    importlib.reload(depthfm_diffusers)
+    assert diffusers.DepthFMPipeline is depthfm_diffusers.DepthFMPipeline
+"""
+    done = run_program(program, tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_too_old_a_diffusers_imported_later_is_refused_at_first_use(tmp_path):
+    program = """
+import depthfm_diffusers, diffusers
+diffusers.__version__ = "0.41.9"
+for package in (depthfm_diffusers, diffusers):
+    try:
+        package.PromptEmbedding
+    except ImportError as error:
+        print(error)
+assert depthfm_diffusers.default_model_path().is_dir()
+"""
+    done = run_program(program, tmp_path)
+    assert done.returncode == 0, done.stderr
+    messages = done.stdout.splitlines()
+    assert len(messages) == 2
+    assert all("needs diffusers >= 0.42, but 0.41.9 is installed" in message for message in messages)
+
+
+@pytest.mark.parametrize("folder", ["controlnet", "stable_diffusion", "marigold", "prompts"])
+def test_the_library_is_decided_by_the_class_and_not_by_where_it_lies(pipe, tmp_path, monkeypatch, folder):
+    """Diffusers takes a folder that is called as one of its pipelines for the library."""
+    name = f"depthfm_diffusers.pipelines.{folder}.prompts"
+    moved = type("PromptEmbedding", (PromptEmbedding,), {"__module__": name})
+    monkeypatch.setitem(sys.modules, name, module_with(name, moved))
+    monkeypatch.setattr(diffusers, "PromptEmbedding", PromptEmbedding)
+    monkeypatch.setattr(registration, "_MODULES", dict(registration._MODULES))
+    register_with_diffusers({"PromptEmbedding": name})
+    assert diffusers.PromptEmbedding is moved
+
+    pipe.prompt_embedding = moved.from_tensor(torch.ones(2, 16))
+    pipe.save_pretrained(tmp_path / "exchanged")
+    assert index_of(tmp_path / "exchanged") == NATIVE
+    DepthFMPipeline(**pipe.components).save_pretrained(tmp_path / "built")
+    assert index_of(tmp_path / "built") == NATIVE
+    assert type(DiffusionPipeline.from_pretrained(tmp_path / "built").prompt_embedding) is moved
+
+
+@pytest.mark.parametrize(
+    ("module", "library"),
+    [
+        ("somebody.prompts", "somebody.prompts"),
+        ("somebody.pipelines.controlnet.prompts", "controlnet"),
+        ("depthfm_diffusers_fork.models.prompt_embedding", "depthfm_diffusers_fork.models.prompt_embedding"),
+    ],
+)
+def test_a_foreign_class_of_a_registered_name_keeps_its_library(pipe, module, library):
+    foreign = type("PromptEmbedding", (PromptEmbedding,), {"__module__": module})
+    pipe.prompt_embedding = foreign.from_tensor(torch.ones(2, 16))
+    assert pipe.config["prompt_embedding"] == (library, "PromptEmbedding")
+    assert pipe.config["scheduler"] == ("diffusers", "FlowMatchingImageToDepthScheduler")
+
+
+def test_only_components_are_recorded(pipe):
+    pipe.note = PromptEmbedding.from_tensor(torch.ones(2, 16))
+    assert "note" not in pipe.config
+
+
+def test_diffusers_finder_finds_what_the_others_find():
+    for name in ("diffusers", "json"):
+        ours = registration._FINDER.find_spec(name)
+        if name == "json":
+            assert ours is None
+            continue
+        assert ours.origin == diffusers.__file__
+        assert ours.loader.get_filename() == diffusers.__file__
+        assert importlib.util.find_spec(name).origin == diffusers.__file__

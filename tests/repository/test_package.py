@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import os
 import re
 import shutil
@@ -99,6 +101,19 @@ def test_installed_package_is_the_one_that_runs(environment, tmp_path):
     location, name = done.stdout.splitlines()
     assert Path(location).is_relative_to(environment)
     assert name == "DepthFMPipeline"
+
+
+@pytest.mark.parametrize("name", ["depthfm_diffusers", "depthfm_diffusers.evaluation"])
+def test_public_names_are_what_type_checkers_see(name):
+    package = importlib.import_module(name)
+    statements = ast.walk(ast.parse(Path(package.__file__).read_text(encoding="utf-8")))
+    imports = [node for node in statements if isinstance(node, ast.ImportFrom) and node.level > 0]
+    module_of = {alias.name: "." * node.level + node.module for node in imports for alias in node.names}
+    for public in package.__all__:
+        assert getattr(package, public) is getattr(importlib.import_module(module_of[public], name), public)
+    assert set(package.__all__) <= set(dir(package))
+    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+        package.nonsense  # noqa: B018
 
 
 def test_version_is_the_same_everywhere():

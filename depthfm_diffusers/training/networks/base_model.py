@@ -19,6 +19,7 @@ from ...checkpoints.model_folder import (
     load_pipeline,
     resolve_model,
 )
+from ...utils.errors import describe_error
 from ..objectives.denoising import PREDICTION_TYPES
 from ..objectives.flow_objective import source_noise_step
 
@@ -266,7 +267,7 @@ def _read_index(base: str) -> dict[str, Any]:
     try:
         return DiffusionPipeline.load_config(str(path) if path.is_dir() else base)
     except OSError as error:
-        message = str(error).strip().splitlines()[0]
+        message = describe_error(error)
         if path.is_dir():
             raise ValueError(f"base {base}: model_index.json is damaged: {message}") from error
         raise FileNotFoundError(
@@ -301,9 +302,7 @@ def load_schedule(base: str, cls: type[Scheduler]) -> Scheduler:
     try:
         schedule = cls.from_pretrained(str(path) if path.is_dir() else base, subfolder="scheduler")
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"base {base}: its scheduler cannot be loaded: {str(error).strip().splitlines()[0]}"
-        ) from error
+        raise ValueError(f"base {base}: its scheduler cannot be loaded: {describe_error(error)}") from error
     if schedule.config.prediction_type not in PREDICTION_TYPES:
         raise ValueError(
             f"base {base}: its scheduler has prediction_type {schedule.config.prediction_type!r}; known are "
@@ -332,8 +331,7 @@ def load_model(cls: Any, what: str, source: str, subfolder: str | None = None) -
             where["variant"] = "fp16"
         model, report = cls.from_pretrained(source, dtype=torch.float32, output_loading_info=True, **where)
     except Exception as error:  # two libraries, each with exceptions of its own
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"{what} cannot be loaded: {lines[0]}") from error
+        raise ValueError(f"{what} cannot be loaded: {describe_error(error)}") from error
     # The libraries leave random weights where tensors are missing.
     missing = sorted(report["missing_keys"])
     if missing:

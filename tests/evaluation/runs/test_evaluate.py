@@ -21,7 +21,6 @@ from PIL import Image
 from helpers.shards import (png, sloping_frame, write_pairs, write_shard,)
 
 from depthfm_diffusers import DepthFMPipeline, cli
-from depthfm_diffusers.commands import evaluate as evaluate_command
 from depthfm_diffusers.commands import terminal
 from depthfm_diffusers.evaluation.metrics.alignment import prediction_in_space
 from depthfm_diffusers.evaluation.runs import benchmark, scoring
@@ -420,7 +419,7 @@ def test_what_must_be_given(missing, capsys):
     ],
 )
 def test_errors_name_what_is_wrong_before_a_model_is_loaded(evaluate, capsys, monkeypatch, tmp_path, changes, message):
-    monkeypatch.setattr(evaluate_command, "load_pipeline", None)
+    monkeypatch.setattr("depthfm_diffusers.checkpoints.model_folder.load_pipeline", None)
     assert evaluate(**changes) == 1
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
