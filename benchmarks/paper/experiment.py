@@ -44,7 +44,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FLOW = ROOT / "training" / "train_depthfm.py"
 DIFFUSION = Path(train_marigold.__file__)
 
-# The emphasis on the time at which sampling starts, for small networks (see `objective.TimeDistribution`): "flow" and
+# The emphasis on the time at which sampling starts, for small networks (see `TimeDistribution`): "flow" and
 # "diffusion" have it alike, "-uniform" are without, as the papers'.
 EMPHASIS = ["--start_share", "0.75"]
 RUNS: dict[str, tuple[Path, list[str]]] = {

@@ -15,10 +15,8 @@ from helpers.training_runs import (
 from safetensors.torch import load_file
 
 from depthfm_diffusers import DepthFMPipeline
-from depthfm_diffusers.training.lora import (
-    add_lora,
-    lora_state_dict,
-)
+from depthfm_diffusers.training.lora import add_lora, lora_state_dict
+from depthfm_diffusers.training.settings import LoraSettings
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate_state")
 
@@ -101,4 +99,4 @@ def test_resumed_adapters_equal_those_never_stopped(shard, parts, base, tmp_path
 
 def test_no_layer_of_that_name_is_refused():
     with pytest.raises(ValueError, match="to_nowhere"):
-        add_lora(build_components()["unet"], 2, 2.0, ("to_nowhere",))
+        add_lora(build_components()["unet"], LoraSettings(2, 2.0, ("to_nowhere",)))
