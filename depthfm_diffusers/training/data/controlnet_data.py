@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +14,10 @@ from accelerate import Accelerator
 from diffusers import AutoencoderKL
 from transformers import CLIPTokenizer
 
-from ... import DepthFMOutput, DepthFMPipeline
+from ... import DepthFMPipeline
 from ...checkpoints.model_folder import load_pipeline, resolve_model
 from ...control_image import control_image_from_log_depth
+from ...inference.prediction import PredictionSettings, predict_log_depth
 from .captioned_images import CaptionedImage
 from .depth_transforms import View, crop_view, image_tensor, resize_view
 from .draws import DiffusionDraws, gaussian
@@ -75,28 +76,21 @@ class DepthControl:
         Returns:
             B×1×H×W, uint8.
         """
-        control = self.picture(self.log_depth(images.float() * 0.5 + 0.5, latents=noise))
+        control = self.picture(self.log_depth(images.float() * 0.5 + 0.5, noise))
         return (control[:, :1] * 255).round().to(torch.uint8)
 
-    def log_depth(self, images: torch.Tensor, **noise: Any) -> torch.Tensor:
+    def log_depth(self, images: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
         """Estimates the log depth of images.
 
         Args:
             images: B×3×H×W in [0, 1].
-            **noise: `latents` or `generator` of the estimator.
+            noise: Gaussian noise of the estimator's source, B×C×h×w; `None`: always the same.
 
         Returns:
             B×1×H×W, float32.
         """
-        output = self.estimator(
-            images,
-            num_inference_steps=self.steps,
-            processing_resolution=0,
-            batch_size=len(images),
-            output_type="pt",
-            **noise,
-        )
-        return cast(torch.Tensor, cast(DepthFMOutput, output).log_depth)
+        settings = PredictionSettings(self.steps, processing_resolution=0, batch_size=len(images))
+        return predict_log_depth(self.estimator, images, settings, noise)
 
     def picture(self, log_depth: torch.Tensor) -> torch.Tensor:
         """Makes control images (B×3×H×W in [0, 1]) of log depth (B×1×H×W)."""

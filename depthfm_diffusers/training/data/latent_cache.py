@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from ...checkpoints.weights_hash import update_with_weights
 from ...utils.files import atomic_write
 from .draws import Draws
 from .samples import TrainingSamples
@@ -124,8 +125,7 @@ def cache_key(content: str, models: Sequence[torch.nn.Module], settings: Sequenc
     """
     digest = hashlib.sha256(content.encode())
     for model in models:
-        for name, tensor in sorted(model.state_dict().items()):
-            digest.update(name.encode() + tensor.cpu().contiguous().float().numpy().tobytes())
+        update_with_weights(digest, model, values_only=True)
     digest.update(json.dumps(settings).encode())
     return digest.hexdigest()[:16]
 

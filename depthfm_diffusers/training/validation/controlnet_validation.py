@@ -124,4 +124,4 @@ class ControlValidation:
 
     def _log_depth(self, image: torch.Tensor) -> torch.Tensor:
         """Estimates the log depth of an image (3×H×W in [0, 1]) with fixed noise: 1×1×H×W, on the CPU."""
-        return self.control.log_depth(image[None], generator=torch.Generator().manual_seed(0)).float().cpu()
+        return self.control.log_depth(image[None]).cpu()

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import cast
 
 import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
 
-from ... import DepthFMOutput, DepthFMPipeline
+from ... import DepthFMPipeline
 from ...depth_normalization import DepthNormalization, normalize_log_depth
 from ...evaluation import absolute_relative_error, align, delta_accuracy
+from ...inference.prediction import PredictionSettings, predict_image
 from ..data.depth_transforms import frame_to_view, image_tensor
 from ..data.sources import MixedFrames
 from .validation import Validation, picture_grid, read_frames
@@ -57,17 +57,10 @@ def validate_depth(
     return Validation(scores, "image | truth | 1, 2, 4 steps", picture)
 
 
-def predict_frame(
-    pipe: DepthFMPipeline, image: np.ndarray, steps: int, processing_resolution: int, seed: int = 0
-) -> np.ndarray:
-    """Predicts the log depth (H×W) of one frame (H×W×3, uint8), with noise that depends on the seed alone."""
-    output = pipe(
-        image_tensor(image)[None].to(pipe.device),
-        num_inference_steps=steps,
-        processing_resolution=processing_resolution,
-        generator=torch.Generator().manual_seed(seed),
-    )
-    return cast(np.ndarray, cast(DepthFMOutput, output).log_depth)[0, ..., 0]
+def predict_frame(pipe: DepthFMPipeline, image: np.ndarray, steps: int, processing_resolution: int) -> np.ndarray:
+    """Predicts the log depth (H×W) of one frame (H×W×3, uint8), always with the same noise."""
+    settings = PredictionSettings(steps, processing_resolution=processing_resolution)
+    return predict_image(pipe, image_tensor(image)[None], settings).log_depth
 
 
 def score_log_depth(log_depth: np.ndarray, depth: np.ndarray) -> dict[str, float]:
