@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import train_depthfm
-from helpers.training_runs import (
-    assert_same_state,
-    flow_flags,
-    reset_accelerate,
-)
-
-TRAINING = Path(train_depthfm.__file__).parent
+from helpers.training_processes import run_training, start_training
+from helpers.training_runs import assert_same_state, flow_flags, reset_accelerate
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate_state")
-SCRIPT = TRAINING / "train_depthfm.py"
 
 JITTER = ("--min_crop", "0.8", "--jitter", "0.2")
+
+
+@pytest.fixture(scope="module")
+def whole(shard, parts, tmp_path_factory) -> Path:
+    """A run of six steps that nothing stopped."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    train_depthfm.main(flow_flags(shard, parts, folder, *JITTER, "--max_train_steps", "6"))
+    reset_accelerate()
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -43,21 +45,19 @@ def test_resumed_run_equals_one_never_stopped(shard, parts, tmp_path, extra):
     reset_accelerate()
 
     resumed = flow_flags(shard, parts, tmp_path / "resumed", *flags)
-    train_depthfm.main(resumed)
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
     for leftover in ("checkpoint-4", "checkpoint-6", "unet"):
         # As if killed after step 3: only the checkpoint of step 2 is there.
-        subprocess.run(["rm", "-r", str(tmp_path / "resumed" / leftover)], check=True)
+        shutil.rmtree(tmp_path / "resumed" / leftover)
     reset_accelerate()
     train_depthfm.main([*resumed, "--resume_from_checkpoint", "latest"])
     assert_same_state(tmp_path / "whole", tmp_path / "resumed", step=6)
 
 
-def test_number_of_workers_changes_nothing(shard, parts, tmp_path):
-    flags = (*JITTER, "--max_train_steps", "4")
-    train_depthfm.main(flow_flags(shard, parts, tmp_path / "none", *flags))
-    reset_accelerate()
-    train_depthfm.main(flow_flags(shard, parts, tmp_path / "two", *flags, "--dataloader_num_workers", "2"))
-    assert_same_state(tmp_path / "none", tmp_path / "two", step=4)
+def test_number_of_workers_changes_nothing(shard, parts, whole, tmp_path):
+    flags = (*JITTER, "--max_train_steps", "6", "--dataloader_num_workers", "2")
+    train_depthfm.main(flow_flags(shard, parts, tmp_path / "two", *flags))
+    assert_same_state(whole, tmp_path / "two", step=6)
 
 
 def test_run_killed_at_random_steps_ends_as_one_never_stopped(shard, parts, tmp_path):
@@ -66,63 +66,40 @@ def test_run_killed_at_random_steps_ends_as_one_never_stopped(shard, parts, tmp_
     seed = random.randrange(10**6)
     choice = random.Random(seed)
 
-    command = [sys.executable, str(SCRIPT), *flow_flags(shard, parts, tmp_path / "killed", *flags)]
-    command += ["--resume_from_checkpoint", "latest"]
-    output = tmp_path / "killed"
+    output, messages = tmp_path / "killed", tmp_path / "messages"
+    run = [*flow_flags(shard, parts, output, *flags), "--resume_from_checkpoint", "latest"]
     for lowest in (2, 6):
         reached = choice.choice([lowest, lowest + 2])
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while process.poll() is None and not (output / f"checkpoint-{reached}").is_dir():
+        process = start_training("train_depthfm", run, messages)
+        while process.is_alive() and not (output / f"checkpoint-{reached}").is_dir():
             time.sleep(0.01)
         time.sleep(choice.uniform(0, 0.3))
         process.kill()
-        process.wait()
+        process.join()
     assert not (output / "model_index.json").exists(), f"the run ended before it was killed (seed {seed})"
-    subprocess.run(command, check=True, capture_output=True)
+    assert run_training("train_depthfm", run, messages) == 0, messages.read_text()
     assert_same_state(tmp_path / "whole", output, step=12)
 
 
-# Runs the script with what is put in BEFORE done when the second checkpoint begins.
-DRIVER = """
-import os, resource, signal, sys
-sys.path.insert(0, sys.argv[1])
-import accelerate.checkpointing as checkpointing
-from accelerate import Accelerator
-import train_depthfm
-save_state = Accelerator.save_state
-def save_second_state(self, folder, **kwargs):
-    if folder.endswith("checkpoint-4"):
-        {before}
-    return save_state(self, folder, **kwargs)
-def kill(*args, **kwargs):
-    os.kill(os.getpid(), signal.SIGKILL)
-Accelerator.save_state = save_second_state
-train_depthfm.main(sys.argv[2:])
-"""
-# After the model's file, when the optimizer's is to be written.
-KILLED = "checkpointing.save = kill"
-# No file may grow over 300 kB: to the program it is as if the disk were full.
-FULL = "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, -1))"
-
-
-@pytest.mark.parametrize(("before", "returned"), [(KILLED, -signal.SIGKILL), (FULL, 1)], ids=["killed", "disk full"])
-def test_checkpoint_that_cannot_be_written_leaves_the_last_one(shard, parts, tmp_path, before, returned):
+@pytest.mark.parametrize(
+    ("before", "returned"),
+    [("kill_in_the_second_checkpoint", -signal.SIGKILL), ("fill_the_disk_at_the_second_checkpoint", 1)],
+    ids=["killed", "disk full"],
+)
+def test_checkpoint_that_cannot_be_written_leaves_the_last_one(shard, parts, whole, tmp_path, before, returned):
     """Although one checkpoint only is kept: the old one goes when the new one is complete."""
     flags = (*JITTER, "--max_train_steps", "6", "--checkpoints_total_limit", "1")
-    train_depthfm.main(flow_flags(shard, parts, tmp_path / "whole", *flags))
-    reset_accelerate()
     stopped = flow_flags(shard, parts, tmp_path / "stopped", *flags)
-    driver = [sys.executable, "-c", DRIVER.format(before=before), str(TRAINING), *stopped]
-    run = subprocess.run(driver, capture_output=True, text=True)
-    assert run.returncode == returned, run.stderr
+    messages = tmp_path / "messages"
+    assert run_training("train_depthfm", stopped, messages, before) == returned, messages.read_text()
     left = sorted(p.name for p in (tmp_path / "stopped").glob("*checkpoint-*"))
-    if before == FULL:
-        assert "earlier checkpoints are unharmed" in run.stderr
+    if before == "fill_the_disk_at_the_second_checkpoint":
+        assert "earlier checkpoints are unharmed" in messages.read_text()
         assert left == ["checkpoint-2"]
     else:
         assert left == ["checkpoint-2", "partial-checkpoint-4"]
     train_depthfm.main([*stopped, "--resume_from_checkpoint", "latest"])
-    assert_same_state(tmp_path / "whole", tmp_path / "stopped", step=6)
+    assert_same_state(whole, tmp_path / "stopped", step=6)
     assert [p.name for p in (tmp_path / "stopped").glob("*checkpoint-*")] == ["checkpoint-6"]
 
 

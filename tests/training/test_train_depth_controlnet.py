@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -25,6 +22,7 @@ from helpers.captioned import (
 from helpers.components import build_components
 from helpers.controlnet_parts import build_controlnet as build_effective_controlnet
 from helpers.stable_diffusion import build_stable_diffusion
+from helpers.training_processes import run_training, start_training
 from helpers.training_runs import (
     assert_same_state,
     reset_accelerate,
@@ -54,7 +52,6 @@ from depthfm_diffusers.training.data.samples import SampleSettings
 from depthfm_diffusers.training.networks.controlnet_model import build_controlnet, predict_with_control
 from depthfm_diffusers.training.objectives.denoising import denoising_loss
 
-SCRIPT = Path(train_depth_controlnet.__file__)
 # What a run leaves: no averaged weights by default.
 STATE = ("diffusion_pytorch_model", "checkpoint", "optimizer.bin")
 
@@ -268,7 +265,7 @@ def test_resumed_run_equals_one_never_stopped(models, images, tmp_path, extra):
     """Bit for bit: weights and optimizer state; across an epoch's end."""
     more = (*extra, "--max_train_steps", "6")
     train(models, images, tmp_path / "whole", *more)
-    train(models, images, tmp_path / "resumed", *more)
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
     for leftover in ("checkpoint-4", "checkpoint-6"):
         shutil.rmtree(tmp_path / "resumed" / leftover)
     (tmp_path / "resumed" / "diffusion_pytorch_model.safetensors").unlink()
@@ -279,18 +276,17 @@ def test_resumed_run_equals_one_never_stopped(models, images, tmp_path, extra):
 def test_run_killed_at_a_random_step_ends_as_one_never_stopped(models, images, tmp_path):
     more = ("--max_train_steps", "10")
     train(models, images, tmp_path / "whole", *more)
-    command = [sys.executable, str(SCRIPT), *flags(models, images, tmp_path / "killed", *more)]
-    command += ["--resume_from_checkpoint", "latest"]
+    run = [*flags(models, images, tmp_path / "killed", *more), "--resume_from_checkpoint", "latest"]
+    messages = tmp_path / "messages"
     seed = random.randrange(10**6)
     reached = random.Random(seed).choice([2, 4, 6])
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
-    while process.poll() is None and not (tmp_path / "killed" / f"checkpoint-{reached}").is_dir():
+    process = start_training("train_depth_controlnet", run, messages)
+    while process.is_alive() and not (tmp_path / "killed" / f"checkpoint-{reached}").is_dir():
         time.sleep(0.01)
     process.kill()
-    process.wait()
+    process.join()
     assert not (tmp_path / "killed" / "config.json").exists(), f"the run ended before it was killed (seed {seed})"
-    subprocess.run(command, check=True, capture_output=True, env=environment)
+    assert run_training("train_depth_controlnet", run, messages) == 0, messages.read_text()
     assert_same_state(tmp_path / "whole", tmp_path / "killed", 10, STATE)
 
 
