@@ -63,10 +63,15 @@ def build_parser() -> argparse.ArgumentParser:
     start.add_argument("--vae", default=None, help="AutoencoderKL folder; with --unet_config, instead of a model.")
     start.add_argument("--unet_config", default=None, help="JSON configuration of a new UNet (8 to 4 channels).")
     start.add_argument(
-        "--conv_in_init", choices=CONV_IN_INITS, default="duplicate", help="How Stable Diffusion's first layer grows."
+        "--conv_in_init",
+        choices=CONV_IN_INITS,
+        default="duplicate",
+        help="How the first layer of Stable Diffusion gets 8 input channels.",
     )
     flow = parser.add_argument_group("flow")
-    flow.add_argument("--start", choices=START_DISTRIBUTIONS, default="image", help="What the flow starts from.")
+    flow.add_argument(
+        "--start", choices=START_DISTRIBUTIONS, default="image", help="The flow starts from the image or from noise."
+    )
     flow.add_argument(
         "--noise_augmentation_step", type=int, help="Cosine step of the source's noise; default: the model's, or 400."
     )
@@ -78,20 +83,39 @@ def build_parser() -> argparse.ArgumentParser:
     loss = parser.add_argument_group("losses on the decoded estimate")
     loss.add_argument("--normals_loss_weight", type=non_negative, default=0.0, help="Surface normals; 0: none.")
     loss.add_argument("--gradient_loss_weight", type=non_negative, default=0.0, help="Gradient matching; 0: none.")
-    loss.add_argument("--decoded_fraction", type=float, default=1.0, help="Share of a batch that is decoded for them.")
-    loss.add_argument("--decoded_min_time", type=fraction, default=0.0, help="Only samples with t at least this.")
+    loss.add_argument(
+        "--decoded_fraction",
+        type=float,
+        default=1.0,
+        help="Share of a batch that is decoded for these losses, at most.",
+    )
+    loss.add_argument(
+        "--decoded_min_time", type=fraction, default=0.0, help="Only samples with t of at least this are decoded."
+    )
     depth = parser.add_argument_group("depth and size")
     depth.add_argument(
-        "--depth_quantiles", type=float, nargs=2, default=[0.02, 0.98], metavar=("LOW", "HIGH"), help="Mapped to ±1."
+        "--depth_quantiles",
+        type=float,
+        nargs=2,
+        default=[0.02, 0.98],
+        metavar=("LOW", "HIGH"),
+        help="Quantiles of a frame's known depth that become -1 and 1.",
     )
     depth.add_argument("--depth_cap", type=float, default=None, help="Metres; deeper pixels are treated as sky.")
-    depth.add_argument("--sky", choices=SKY_RULES, default="mask", help="Sky is left out, or trained on as far.")
+    depth.add_argument(
+        "--sky",
+        choices=SKY_RULES,
+        default="mask",
+        help="mask: sky does not count in the loss; far: its depth map is 1.",
+    )
     depth.add_argument("--resolution", type=positive_int, nargs=2, metavar=("H", "W"), help="Resize frames to this.")
     add_cache_flags(parser)
-    add_lora_flags(parser, "Train adapters of this rank only; 0: all.", TARGET_MODULES)
+    add_lora_flags(parser, "Rank of adapters, which alone are trained; 0: train all weights.", TARGET_MODULES)
     add_memory_flags(parser)
     result = parser.add_argument_group("result")
-    result.add_argument("--validation_frames", type=positive_int, default=32, help="Frames that are scored.")
+    result.add_argument(
+        "--validation_frames", type=positive_int, default=32, help="Held-out frames that are scored, at most."
+    )
     add_hub_flags(result)
     return parser
 

@@ -10,6 +10,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from .data.depth_transforms import AugmentationConfig
 from .data.latent_cache import CacheSettings
 from .data.samples import DataSettings, SampleSettings
 from .model_card import CardFacts
-from .settings import LoraSettings, MemorySettings, OptimizerSettings, TrainerSettings
+from .settings import LoraSettings, MemorySettings, TrainerSettings
 
 
 def positive_int(text: str) -> int:
@@ -260,31 +261,8 @@ def _flags_of(path: Path, parser: argparse.ArgumentParser) -> list[str]:
 
 def trainer_settings(args: argparse.Namespace) -> TrainerSettings:
     """Builds the settings of the run from the flags of `base_parser`."""
-    return TrainerSettings(
-        output_dir=Path(args.output_dir),
-        seed=args.seed,
-        max_train_steps=args.max_train_steps,
-        train_batch_size=args.train_batch_size,
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        dataloader_num_workers=args.dataloader_num_workers,
-        optimizer=OptimizerSettings(
-            learning_rate=args.learning_rate,
-            lr_scheduler=args.lr_scheduler,
-            lr_warmup_steps=args.lr_warmup_steps,
-            weight_decay=args.adam_weight_decay,
-            use_8bit_adam=args.use_8bit_adam,
-            max_grad_norm=args.max_grad_norm,
-            ema_decay=args.ema_decay,
-        ),
-        checkpointing_steps=args.checkpointing_steps,
-        checkpoints_total_limit=args.checkpoints_total_limit,
-        validation_steps=args.validation_steps,
-        resume_from_checkpoint=args.resume_from_checkpoint,
-        mixed_precision=args.mixed_precision,
-        torch_compile=args.torch_compile,
-        report_to=args.report_to,
-        logging_dir=args.logging_dir,
-    )
+    flags = {field.name: getattr(args, field.name) for field in fields(TrainerSettings)}
+    return TrainerSettings(**flags | {"output_dir": Path(args.output_dir)})
 
 
 def data_settings(args: argparse.Namespace) -> DataSettings:

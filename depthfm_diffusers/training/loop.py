@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from .checkpointing import checkpoint_step, find_checkpoint, save_checkpoint
 from .data.sampling import EpochBatchSampler
-from .settings import OptimizerSettings, TrainerSettings
+from .settings import TrainerSettings
 from .validation.validation import Validation
 
 logger = get_logger(__name__)
@@ -31,13 +31,13 @@ COUNT = "count/"
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
-def build_optimizer(settings: OptimizerSettings, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+def build_optimizer(settings: TrainerSettings, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
     """Builds AdamW, or its 8-bit form.
 
     Raises:
         ImportError: If 8-bit Adam is asked for without bitsandbytes.
     """
-    options: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+    options: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.adam_weight_decay}
     if not settings.use_8bit_adam:
         return torch.optim.AdamW(parameters, **options, fused=True)
     try:
@@ -82,12 +82,12 @@ class Trainer:
         self.sampler = sampler
         dataloader = DataLoader(dataset, batch_sampler=sampler, num_workers=settings.dataloader_num_workers)
         model.train()
-        optimizer = build_optimizer(settings.optimizer, [p for p in model.parameters() if p.requires_grad])
+        optimizer = build_optimizer(settings, [p for p in model.parameters() if p.requires_grad])
         # accelerate steps the scheduler once per process.
         lr_scheduler = get_scheduler(
-            settings.optimizer.lr_scheduler,
+            settings.lr_scheduler,
             optimizer,
-            num_warmup_steps=settings.optimizer.lr_warmup_steps * accelerator.num_processes,
+            num_warmup_steps=settings.lr_warmup_steps * accelerator.num_processes,
             num_training_steps=settings.max_train_steps * accelerator.num_processes,
         )
         # Under FSDP the shards are gathered into this copy at the end.
@@ -102,13 +102,13 @@ class Trainer:
             model, optimizer, dataloader, lr_scheduler
         )
         self.ema: EMAModel | None = None
-        if settings.optimizer.ema_decay > 0:
+        if settings.ema_decay > 0:
             if accelerator.distributed_type in SHARDED:
                 raise ValueError(
-                    f"--ema_decay {settings.optimizer.ema_decay}: no averaged weights are kept under "
+                    f"--ema_decay {settings.ema_decay}: no averaged weights are kept under "
                     f"{accelerator.distributed_type.value}, which shards them; set --ema_decay 0."
                 )
-            self.ema = EMAModel(self._trainable(), decay=settings.optimizer.ema_decay)
+            self.ema = EMAModel(self._trainable(), decay=settings.ema_decay)
             self.ema.to(accelerator.device)
             accelerator.register_for_checkpointing(self.ema)
         self.step = 0
@@ -189,7 +189,7 @@ class Trainer:
             self._pending.append(torch.stack([term.detach().float() for term in losses.values()]))
             accelerator.backward(losses["loss"])
             if accelerator.sync_gradients:
-                norm = accelerator.clip_grad_norm_(self.model.parameters(), self.settings.optimizer.max_grad_norm)
+                norm = accelerator.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
                 terms = self._collect_terms(norm)
             self.optimizer.step()
             self.lr_scheduler.step()

@@ -12,7 +12,7 @@ from diffusers.training_utils import cast_training_params
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
-from .. import DepthFMPipeline
+from ..pipelines.depthfm.pipeline_depthfm import DepthFMPipeline
 from .settings import LoraSettings
 
 # The attention's projections, as in diffusers' text-to-image LoRA example.

@@ -10,7 +10,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from .. import default_model_path
+from ..pretrained.bundled import default_model_path
 
 TEXT = """# {name}
 

@@ -10,65 +10,33 @@ import torch
 
 
 @dataclass(frozen=True)
-class OptimizerSettings:
-    """The optimizer, its learning rate and the averaged weights.
-
-    Attributes:
-        learning_rate: Peak learning rate.
-        lr_scheduler: Name of the schedule, as diffusers' `get_scheduler` takes it.
-        lr_warmup_steps: Optimizer steps of linear warm-up.
-        weight_decay: AdamW's weight decay.
-        use_8bit_adam: Whether bitsandbytes' 8-bit AdamW is used.
-        max_grad_norm: Gradients are clipped to this norm.
-        ema_decay: Decay of the averaged weights, in [0, 1); 0: no average is kept.
-    """
-
-    learning_rate: float
-    lr_scheduler: str
-    lr_warmup_steps: int
-    weight_decay: float
-    use_8bit_adam: bool
-    max_grad_norm: float
-    ema_decay: float
-
-
-@dataclass(frozen=True)
 class TrainerSettings:
     """How a run is started, trained, logged and checkpointed.
 
-    Attributes:
-        output_dir: Folder of the run.
-        seed: Fixes weights, order, augmentation and noise.
-        max_train_steps: Optimizer steps in all.
-        train_batch_size: Samples of a batch on one process.
-        gradient_accumulation_steps: Batches of an optimizer step.
-        dataloader_num_workers: Processes that read and decode samples.
-        optimizer: See `OptimizerSettings`.
-        checkpointing_steps: Optimizer steps between checkpoints.
-        checkpoints_total_limit: Checkpoints that are kept; `None`: all.
-        validation_steps: Optimizer steps between validations.
-        resume_from_checkpoint: `"latest"`, a checkpoint folder, or `None` to start from the beginning.
-        mixed_precision: `"no"`, `"fp16"`, `"bf16"`, or `None` for what accelerate is configured to.
-        torch_compile: Whether the trained network is compiled.
-        report_to: `"tensorboard"`, `"wandb"`, `"all"` or `"none"`.
-        logging_dir: Folder of the tracker, inside `output_dir`.
+    The fields are the flags of the same names, which `config.base_parser` describes.
     """
 
     output_dir: Path
+    logging_dir: str
+    report_to: str
     seed: int
+    resume_from_checkpoint: str | None
+    checkpointing_steps: int
+    checkpoints_total_limit: int | None
+    validation_steps: int
     max_train_steps: int
     train_batch_size: int
     gradient_accumulation_steps: int
     dataloader_num_workers: int
-    optimizer: OptimizerSettings
-    checkpointing_steps: int
-    checkpoints_total_limit: int | None
-    validation_steps: int
-    resume_from_checkpoint: str | None
+    learning_rate: float
+    lr_scheduler: str
+    lr_warmup_steps: int
+    adam_weight_decay: float
+    use_8bit_adam: bool
+    max_grad_norm: float
+    ema_decay: float
     mixed_precision: str | None
     torch_compile: bool
-    report_to: str
-    logging_dir: str
 
 
 @dataclass(frozen=True)

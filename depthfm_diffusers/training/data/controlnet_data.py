@@ -14,10 +14,10 @@ from accelerate import Accelerator
 from diffusers import AutoencoderKL
 from transformers import CLIPTokenizer
 
-from ... import DepthFMPipeline
 from ...checkpoints.model_folder import load_pipeline, resolve_model
 from ...control_image import control_image_from_log_depth
 from ...inference.prediction import PredictionSettings, predict_log_depth
+from ...pipelines.depthfm.pipeline_depthfm import DepthFMPipeline
 from .captioned_images import CaptionedImage
 from .depth_transforms import View, crop_view, image_tensor, resize_view
 from .draws import DiffusionDraws, gaussian

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 
-from ... import DepthFMPipeline
 from ...depth_normalization import DepthNormalization, NormalizedDepth, normalize_log_depth
 from ...frames import Frame
+from ...pipelines.depthfm.pipeline_depthfm import DepthFMPipeline
 from .depth_transforms import View, frame_to_view, resize_view
 from .draws import FlowDraws
 from .latent_cache import CachedSamples, CacheSettings, cache_key, fill_cache, is_complete

@@ -10,15 +10,13 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ... import (
-    DepthFMPipeline,
-    FlowMatchingImageToDepthScheduler,
-    PromptEmbedding,
-)
 from ...checkpoints.model_folder import (
     load_pipeline,
     resolve_model,
 )
+from ...models.prompt_embedding import PromptEmbedding
+from ...pipelines.depthfm.pipeline_depthfm import DepthFMPipeline
+from ...schedulers.scheduling_flow_matching_image_to_depth import FlowMatchingImageToDepthScheduler
 from ..lora import add_lora
 from ..settings import LoraSettings, MemorySettings
 

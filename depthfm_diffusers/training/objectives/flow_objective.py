@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ... import FlowMatchingImageToDepthScheduler
 from ...depth_normalization import denormalize_log_depth
 from ...geometry import depth_to_normals
+from ...schedulers.scheduling_flow_matching_image_to_depth import FlowMatchingImageToDepthScheduler
 
 # Decoded values are clamped to ± this before their exponential is taken. True values lie in [-1, 1]; an untrained
 # network's estimates can lie far outside and would overflow. Clamped values get no gradient from this loss, only from

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from diffusers import ControlNetModel, StableDiffusionPipeline
 
-from ... import DepthFMControlNetOutput, DepthFMControlNetPipeline
-from ...evaluation import depth_adherence
+from ...evaluation.adherence.measures import depth_adherence
+from ...pipelines.depthfm_controlnet.pipeline_depthfm_controlnet import DepthFMControlNetPipeline
+from ...pipelines.depthfm_controlnet.pipeline_output import DepthFMControlNetOutput
 from ..data.captioned_images import CaptionedImage
 from ..data.controlnet_data import DepthControl, cover_view, image_view
 from ..data.depth_transforms import image_tensor

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
 
-from ... import DepthFMPipeline
 from ...depth_normalization import DepthNormalization, normalize_log_depth
-from ...evaluation import absolute_relative_error, align, delta_accuracy
+from ...evaluation.metrics.alignment import align
+from ...evaluation.metrics.metrics import absolute_relative_error, delta_accuracy
 from ...inference.prediction import PredictionSettings, predict_image
+from ...pipelines.depthfm.pipeline_depthfm import DepthFMPipeline
 from ..data.depth_transforms import frame_to_view, image_tensor
 from ..data.sources import MixedFrames
 from .validation import Validation, picture_grid, read_frames
