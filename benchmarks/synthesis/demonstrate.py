@@ -23,7 +23,7 @@ from typing import Any
 from PIL import Image
 
 from depthfm_diffusers.evaluation.adherence.measures import MEASURES
-from depthfm_diffusers.evaluation.adherence.run import ROWS
+from depthfm_diffusers.evaluation.adherence.report import ROWS
 
 ROOT = Path(__file__).resolve().parents[2]
 # Alike for both trainings: the second then finds the images of the first encoded.

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 import train_autoencoder
 import train_depth_controlnet
 import train_depthfm
+from diffusers import ControlNetModel
+from helpers.captioned import picture
 from helpers.components import build_components
 from helpers.shards import sloping_frame, write_shard
 from helpers.stable_diffusion import build_stable_diffusion
@@ -15,7 +18,10 @@ from helpers.training_runs import flow_flags
 
 from depthfm_diffusers import DepthFMPipeline
 from depthfm_diffusers.frames import split_by_scene
+from depthfm_diffusers.training.data.captioned_images import CaptionedImage
+from depthfm_diffusers.training.data.controlnet_data import DepthControl
 from depthfm_diffusers.training.data.sources import MixedFrames
+from depthfm_diffusers.training.validation.controlnet_validation import ControlValidation, ControlValidationSettings
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate_state")
 
@@ -70,3 +76,35 @@ def test_frames_that_are_validated_are_spread_over_the_scenes(script, frames, pa
     if expected == 2:
         # The first two held-out frames are of one scene.
         assert validated != held_out[:2]
+
+
+def test_depth_noise_is_not_the_initial_latents_of_the_images(tmp_path, monkeypatch):
+    """Both have the shape 1×4×6×8 here, and one seed would make them equal."""
+    stable = build_stable_diffusion(tmp_path / "sd", "1.5")
+    estimator = DepthFMPipeline(**build_components(), default_num_inference_steps=1)
+    for pipe in (stable, estimator):
+        pipe.set_progress_bar_config(disable=True)
+    drawn = []
+    standard_normal = torch.randn
+
+    def recorded(*args, **kwargs):
+        drawn.append(standard_normal(*args, **kwargs))
+        return drawn[-1]
+
+    monkeypatch.setattr(torch, "randn", recorded)
+    controlnet = ControlNetModel.from_unet(stable.unet, conditioning_embedding_out_channels=(4, 4, 8, 8))
+    image = CaptionedImage("key", "scene", picture(0), "a")
+    validate = ControlValidation(
+        ControlValidationSettings(steps=1, guidance_scale=1.0),
+        stable,
+        DepthControl(estimator, None, "disparity", (2.0, 98.0)),
+        [image],
+        [0],
+        (48, 64),
+    )
+    assert validate(controlnet).scores
+    noises = [noise for noise in drawn if noise.shape == (1, 4, 6, 8)]
+    # Of the depth asked for, of the image, and of the depth that it has.
+    assert len(noises) == 3
+    assert torch.equal(noises[0], noises[2])
+    assert not torch.equal(noises[0], noises[1])

@@ -79,17 +79,18 @@ class DepthControl:
         control = self.picture(self.log_depth(images.float() * 0.5 + 0.5, noise))
         return (control[:, :1] * 255).round().to(torch.uint8)
 
-    def log_depth(self, images: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
+    def log_depth(self, images: torch.Tensor, noise: torch.Tensor | None = None, seed: int = 0) -> torch.Tensor:
         """Estimates the log depth of images.
 
         Args:
             images: B×3×H×W in [0, 1].
-            noise: Gaussian noise of the estimator's source, B×C×h×w; `None`: always the same.
+            noise: Gaussian noise of the estimator's source, B×C×h×w; `None`: drawn from `seed`.
+            seed: See `noise`.
 
         Returns:
             B×1×H×W, float32.
         """
-        settings = PredictionSettings(self.steps, processing_resolution=0, batch_size=len(images))
+        settings = PredictionSettings(self.steps, seed=seed, processing_resolution=0, batch_size=len(images))
         return predict_log_depth(self.estimator, images, settings, noise)
 
     def picture(self, log_depth: torch.Tensor) -> torch.Tensor:

@@ -20,6 +20,9 @@ from ..data.depth_transforms import image_tensor
 from ..data.sources import MixedFrames
 from .validation import Validation, picture_grid, read_frames
 
+# Two seeds, because with one the depth's noise would be Stable Diffusion's initial latents where their shapes agree.
+IMAGE_SEED, DEPTH_SEED = 0, 1
+
 
 @dataclass(frozen=True)
 class ControlValidationSettings:
@@ -110,7 +113,7 @@ class ControlValidation:
             control_percentiles=self.control.percentiles,
             num_inference_steps=self.settings.steps,
             guidance_scale=self.settings.guidance_scale,
-            generator=torch.Generator().manual_seed(0),
+            generator=torch.Generator().manual_seed(IMAGE_SEED),
             output_type="latent",
         )
         latents = cast(torch.Tensor, cast(DepthFMControlNetOutput, output).images)
@@ -125,4 +128,4 @@ class ControlValidation:
 
     def _log_depth(self, image: torch.Tensor) -> torch.Tensor:
         """Estimates the log depth of an image (3×H×W in [0, 1]) with fixed noise: 1×1×H×W, on the CPU."""
-        return self.control.log_depth(image[None]).cpu()
+        return self.control.log_depth(image[None], seed=DEPTH_SEED).cpu()
