@@ -47,7 +47,7 @@ SCHEDULE = {
     "clip_sample": False,
 }
 SAMPLING = {"timestep_spacing": "trailing", "set_alpha_to_one": False}
-# Flags of the flow that mean nothing here.
+# Flags of the flow that have no meaning here.
 FLOW_ONLY = ("start", "noise_augmentation_step", "sigma_min", "normals_loss_weight", "gradient_loss_weight")
 
 

@@ -3,8 +3,8 @@
     python benchmarks/synthesis/demonstrate.py --shards SHARD.tar ... --work DIR
 
 Runs, one after the other: `caption_scenes.py`, `train_base.py`, `training/train_depth_controlnet.py` and
-`depthfm adherence` on frames of scenes that nothing was trained on. What was stopped goes on. The report and its
-picture are copied to `--output` and `--plots`; docs/synthesis.md shows them, with the table that is printed.
+`depthfm adherence` on frames of held-out scenes. After a stop, the same command resumes. The report and its picture
+are copied to `--output` and `--plots`; docs/synthesis.md shows them, with the table that is printed.
 """
 
 from __future__ import annotations

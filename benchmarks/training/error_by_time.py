@@ -1,4 +1,4 @@
-"""How far a model's estimate of the target is off at each flow time: what training at that time can still teach.
+"""Measures the error of a model's estimate of the target at each flow time: how much training can still improve there.
 
     python benchmarks/training/error_by_time.py --train_data SHARDS
 

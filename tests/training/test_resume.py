@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import train_depthfm
-from helpers.training_processes import run_training, start_training
+from helpers import forked_python
 from helpers.training_runs import assert_same_state, flow_flags, reset_accelerate
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate_state")
@@ -66,35 +66,54 @@ def test_run_killed_at_random_steps_ends_as_one_never_stopped(shard, parts, tmp_
     seed = random.randrange(10**6)
     choice = random.Random(seed)
 
-    output, messages = tmp_path / "killed", tmp_path / "messages"
-    run = [*flow_flags(shard, parts, output, *flags), "--resume_from_checkpoint", "latest"]
+    output = tmp_path / "killed"
+    command = [train_depthfm.__file__, *flow_flags(shard, parts, output, *flags), "--resume_from_checkpoint", "latest"]
     for lowest in (2, 6):
         reached = choice.choice([lowest, lowest + 2])
-        process = start_training("train_depthfm", run, messages)
-        while process.is_alive() and not (output / f"checkpoint-{reached}").is_dir():
+        process = forked_python.start(command)
+        while process.exitcode is None and not (output / f"checkpoint-{reached}").is_dir():
             time.sleep(0.01)
         time.sleep(choice.uniform(0, 0.3))
         process.kill()
         process.join()
     assert not (output / "model_index.json").exists(), f"the run ended before it was killed (seed {seed})"
-    assert run_training("train_depthfm", run, messages) == 0, messages.read_text()
+    status, said = forked_python.run(command, tmp_path / "log")
+    assert status == 0, said
     assert_same_state(tmp_path / "whole", output, step=12)
 
 
-@pytest.mark.parametrize(
-    ("before", "returned"),
-    [("kill_in_the_second_checkpoint", -signal.SIGKILL), ("fill_the_disk_at_the_second_checkpoint", 1)],
-    ids=["killed", "disk full"],
-)
+# Runs the script with what is put in BEFORE done when the second checkpoint begins.
+DRIVER = """
+import os, resource, signal, sys
+import accelerate.checkpointing as checkpointing
+from accelerate import Accelerator
+import train_depthfm
+save_state = Accelerator.save_state
+def save_second_state(self, folder, **kwargs):
+    if folder.endswith("checkpoint-4"):
+        {before}
+    return save_state(self, folder, **kwargs)
+def kill(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGKILL)
+Accelerator.save_state = save_second_state
+train_depthfm.main(sys.argv[1:])
+"""
+# After the model's file, when the optimizer's is to be written.
+KILLED = "checkpointing.save = kill"
+# No file may grow over 300 kB: to the program it is as if the disk were full.
+FULL = "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, -1))"
+
+
+@pytest.mark.parametrize(("before", "returned"), [(KILLED, -signal.SIGKILL), (FULL, 1)], ids=["killed", "disk full"])
 def test_checkpoint_that_cannot_be_written_leaves_the_last_one(shard, parts, whole, tmp_path, before, returned):
     """Although one checkpoint only is kept: the old one goes when the new one is complete."""
     flags = (*JITTER, "--max_train_steps", "6", "--checkpoints_total_limit", "1")
     stopped = flow_flags(shard, parts, tmp_path / "stopped", *flags)
-    messages = tmp_path / "messages"
-    assert run_training("train_depthfm", stopped, messages, before) == returned, messages.read_text()
+    status, said = forked_python.run(["-c", DRIVER.format(before=before), *stopped], tmp_path / "log")
+    assert status == returned, said
     left = sorted(p.name for p in (tmp_path / "stopped").glob("*checkpoint-*"))
-    if before == "fill_the_disk_at_the_second_checkpoint":
-        assert "earlier checkpoints are unharmed" in messages.read_text()
+    if before == FULL:
+        assert "earlier checkpoints are unharmed" in said
         assert left == ["checkpoint-2"]
     else:
         assert left == ["checkpoint-2", "partial-checkpoint-4"]

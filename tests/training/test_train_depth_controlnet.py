@@ -14,6 +14,7 @@ import torch
 import train_depth_controlnet
 from accelerate import Accelerator
 from diffusers import ControlNetModel, DDPMScheduler, StableDiffusionPipeline
+from helpers import forked_python
 from helpers.captioned import (
     picture,
     write_caption_shard,
@@ -22,7 +23,6 @@ from helpers.captioned import (
 from helpers.components import build_components
 from helpers.controlnet_parts import build_controlnet as build_effective_controlnet
 from helpers.stable_diffusion import build_stable_diffusion
-from helpers.training_processes import run_training, start_training
 from helpers.training_runs import (
     assert_same_state,
     reset_accelerate,
@@ -276,17 +276,18 @@ def test_resumed_run_equals_one_never_stopped(models, images, tmp_path, extra):
 def test_run_killed_at_a_random_step_ends_as_one_never_stopped(models, images, tmp_path):
     more = ("--max_train_steps", "10")
     train(models, images, tmp_path / "whole", *more)
-    run = [*flags(models, images, tmp_path / "killed", *more), "--resume_from_checkpoint", "latest"]
-    messages = tmp_path / "messages"
+    command = [train_depth_controlnet.__file__, *flags(models, images, tmp_path / "killed", *more)]
+    command += ["--resume_from_checkpoint", "latest"]
     seed = random.randrange(10**6)
     reached = random.Random(seed).choice([2, 4, 6])
-    process = start_training("train_depth_controlnet", run, messages)
-    while process.is_alive() and not (tmp_path / "killed" / f"checkpoint-{reached}").is_dir():
+    process = forked_python.start(command)
+    while process.exitcode is None and not (tmp_path / "killed" / f"checkpoint-{reached}").is_dir():
         time.sleep(0.01)
     process.kill()
     process.join()
     assert not (tmp_path / "killed" / "config.json").exists(), f"the run ended before it was killed (seed {seed})"
-    assert run_training("train_depth_controlnet", run, messages) == 0, messages.read_text()
+    status, said = forked_python.run(command, tmp_path / "log")
+    assert status == 0, said
     assert_same_state(tmp_path / "whole", tmp_path / "killed", 10, STATE)
 
 
