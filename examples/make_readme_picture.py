@@ -11,10 +11,7 @@ import numpy as np
 import torch
 
 from depthfm_diffusers import DepthFMPipeline, default_model_path
-from depthfm_diffusers.export.images import (
-    colorize_depth,
-    save_image,
-)
+from depthfm_diffusers.export.images import colorize_depth, save_image
 from depthfm_diffusers.image_processing import load_image
 from depthfm_diffusers.utils.files import atomic_write
 

@@ -67,10 +67,7 @@ def fresh_accelerate_state():
 @pytest.fixture(scope="module")
 def shard(tmp_path_factory) -> Path:
     """A tiny WebDataset shard of 12 frames, 6 scenes."""
-    from helpers.shards import (
-        sloping_frame,
-        write_shard,
-    )
+    from helpers.shards import sloping_frame, write_shard
 
     folder = tmp_path_factory.mktemp("shards")
     return write_shard(folder / "train-000.tar", [sloping_frame(n) for n in range(12)])

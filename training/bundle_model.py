@@ -1,4 +1,4 @@
-"""Makes a trained folder the package's bundled model: float16 safetensors, in place of the one that is there.
+"""Replaces the package's bundled model by a trained folder, as float16 safetensors.
 
 python training/bundle_model.py runs/flow
 """
@@ -10,23 +10,20 @@ from pathlib import Path
 
 import depthfm_diffusers
 from depthfm_diffusers import DepthFMPipeline
-from depthfm_diffusers.checkpoints.model_folder import (
-    halve_weights,
-    save_pipeline,
-)
+from depthfm_diffusers.checkpoints.model_folder import halve_weights, save_pipeline
 
 TARGET = Path(depthfm_diffusers.__file__).parent / "pretrained" / "depthfm-tiny"
 SIZE_LIMIT = 40e6
 
 
 def bundle_model(source: Path, target: Path) -> int:
-    """Writes the pipeline in `source` to `target` in float16; other files in `target` stay.
+    """Writes the pipeline in `source` to `target` in float16; other files in `target` are kept.
 
     Returns:
-        Bytes of safetensors written.
+        Number of bytes of safetensors.
 
     Raises:
-        ValueError: If they are more than the package may carry, or float16 cannot hold one.
+        ValueError: If the weights are larger than `SIZE_LIMIT`, or float16 cannot hold one of them.
     """
     pipe = DepthFMPipeline.from_pretrained(source)
     components = (pipe.unet, pipe.vae, pipe.prompt_embedding)

@@ -7,83 +7,54 @@ docs/train.md explains the flags.
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from accelerate.logging import get_logger
 
 from depthfm_diffusers import DepthFMPipeline
 from depthfm_diffusers.checkpoints.model_folder import save_pipeline
 from depthfm_diffusers.depth_normalization import SKY_RULES, DepthNormalization
-from depthfm_diffusers.frames import split_by_scene
 from depthfm_diffusers.training.config import (
     add_cache_flags,
     add_hub_flags,
     add_lora_flags,
     add_memory_flags,
     base_parser,
+    cache_settings,
+    card_facts,
+    data_settings,
     fraction,
+    hub_model_id,
+    lora_settings,
+    memory_settings,
     non_negative,
     parse_with_config,
     positive_int,
+    sample_settings,
+    trainer_settings,
 )
-from depthfm_diffusers.training.data.depth_transforms import AugmentationConfig
-from depthfm_diffusers.training.data.flow_data import (
-    CachedLatents,
-    FlowDraws,
-    FlowFrames,
-    cache_latents,
-    encode_batch,
-)
-from depthfm_diffusers.training.data.sampling import EpochBatchSampler
-from depthfm_diffusers.training.data.sources import (
-    MixedFrames,
-    has_weights,
-)
-from depthfm_diffusers.training.loop import (
-    COUNT,
-    Trainer,
-    build_accelerator,
-    check_can_validate,
-    log_pictures,
-    write_run_config,
-)
-from depthfm_diffusers.training.lora import (
-    TARGET_MODULES,
-    add_lora,
-    checkpoint_trained_only,
-    save_adapters,
-)
-from depthfm_diffusers.training.model_card import (
-    check_hub_access,
-    push_to_hub,
-    write_model_card,
-)
+from depthfm_diffusers.training.data.draws import TIMESTEP_SAMPLINGS, FlowDraws, TimeDistribution
+from depthfm_diffusers.training.data.flow_data import FlowFrames, cache_latents, encode_batch
+from depthfm_diffusers.training.data.samples import SplitFrames
+from depthfm_diffusers.training.hub import push_to_hub
+from depthfm_diffusers.training.loop import COUNT, Trainer
+from depthfm_diffusers.training.lora import TARGET_MODULES, checkpoint_trained_only, save_adapters
+from depthfm_diffusers.training.model_card import write_model_card
 from depthfm_diffusers.training.networks.base_model import (
     CONV_IN_INITS,
+    START_DISTRIBUTIONS,
     build_pipeline,
     is_depthfm,
+    prepare_pipeline,
 )
-from depthfm_diffusers.training.objectives.flow_objective import (
-    START_DISTRIBUTIONS,
-    TIMESTEP_SAMPLINGS,
-    TimeDistribution,
-    data_loss,
-    decoded_losses,
-    predict_velocity,
-)
-from depthfm_diffusers.training.validation.depth_validation import (
-    depth_grid,
-    score_frames,
-)
-
-logger = get_logger(__name__)
+from depthfm_diffusers.training.objectives.flow_objective import data_loss, decoded_losses, predict_velocity
+from depthfm_diffusers.training.run import check_can_validate, start_run
+from depthfm_diffusers.training.validation.depth_validation import DepthValidationSettings, validate_depth
+from depthfm_diffusers.training.validation.validation import Validation
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The script's flags."""
+    """Builds the parser of the script's flags."""
     parser = base_parser(__doc__.splitlines()[0])
     start = parser.add_argument_group("start from")
     start.add_argument(
@@ -92,10 +63,15 @@ def build_parser() -> argparse.ArgumentParser:
     start.add_argument("--vae", default=None, help="AutoencoderKL folder; with --unet_config, instead of a model.")
     start.add_argument("--unet_config", default=None, help="JSON configuration of a new UNet (8 to 4 channels).")
     start.add_argument(
-        "--conv_in_init", choices=CONV_IN_INITS, default="duplicate", help="How Stable Diffusion's first layer grows."
+        "--conv_in_init",
+        choices=CONV_IN_INITS,
+        default="duplicate",
+        help="How the first layer of Stable Diffusion gets 8 input channels.",
     )
     flow = parser.add_argument_group("flow")
-    flow.add_argument("--start", choices=START_DISTRIBUTIONS, default="image", help="What the flow starts from.")
+    flow.add_argument(
+        "--start", choices=START_DISTRIBUTIONS, default="image", help="The flow starts from the image or from noise."
+    )
     flow.add_argument(
         "--noise_augmentation_step", type=int, help="Cosine step of the source's noise; default: the model's, or 400."
     )
@@ -107,20 +83,39 @@ def build_parser() -> argparse.ArgumentParser:
     loss = parser.add_argument_group("losses on the decoded estimate")
     loss.add_argument("--normals_loss_weight", type=non_negative, default=0.0, help="Surface normals; 0: none.")
     loss.add_argument("--gradient_loss_weight", type=non_negative, default=0.0, help="Gradient matching; 0: none.")
-    loss.add_argument("--decoded_fraction", type=float, default=1.0, help="Share of a batch that is decoded for them.")
-    loss.add_argument("--decoded_min_time", type=fraction, default=0.0, help="Only samples with t at least this.")
+    loss.add_argument(
+        "--decoded_fraction",
+        type=float,
+        default=1.0,
+        help="Share of a batch that is decoded for these losses, at most.",
+    )
+    loss.add_argument(
+        "--decoded_min_time", type=fraction, default=0.0, help="Only samples with t of at least this are decoded."
+    )
     depth = parser.add_argument_group("depth and size")
     depth.add_argument(
-        "--depth_quantiles", type=float, nargs=2, default=[0.02, 0.98], metavar=("LOW", "HIGH"), help="Mapped to ±1."
+        "--depth_quantiles",
+        type=float,
+        nargs=2,
+        default=[0.02, 0.98],
+        metavar=("LOW", "HIGH"),
+        help="Quantiles of a frame's known depth that become -1 and 1.",
     )
     depth.add_argument("--depth_cap", type=float, default=None, help="Metres; deeper pixels are treated as sky.")
-    depth.add_argument("--sky", choices=SKY_RULES, default="mask", help="Sky is left out, or trained on as far.")
+    depth.add_argument(
+        "--sky",
+        choices=SKY_RULES,
+        default="mask",
+        help="mask: sky does not count in the loss; far: its depth map is 1.",
+    )
     depth.add_argument("--resolution", type=positive_int, nargs=2, metavar=("H", "W"), help="Resize frames to this.")
     add_cache_flags(parser)
-    add_lora_flags(parser, "Train adapters of this rank only; 0: all.", TARGET_MODULES)
+    add_lora_flags(parser, "Rank of adapters, which alone are trained; 0: train all weights.", TARGET_MODULES)
     add_memory_flags(parser)
     result = parser.add_argument_group("result")
-    result.add_argument("--validation_frames", type=positive_int, default=32, help="Frames that are scored.")
+    result.add_argument(
+        "--validation_frames", type=positive_int, default=32, help="Held-out frames that are scored, at most."
+    )
     add_hub_flags(result)
     return parser
 
@@ -141,8 +136,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def prepare_pipeline(args: argparse.Namespace, device: torch.device) -> DepthFMPipeline:
-    """The pipeline to train, its autoencoder frozen and on the device, its UNet as the flags want it."""
+def main(argv: list[str] | None = None) -> None:
+    """Runs the training; `argv` defaults to the command line."""
+    args = parse_args(argv)
+    settings, samples, lora = trainer_settings(args), sample_settings(args), lora_settings(args)
+    accelerator = start_run(settings, vars(args), hub_model_id(args))
+
+    data = SplitFrames.open(data_settings(args))
+    check_can_validate(data.held_out, accelerator)
+    if args.normals_loss_weight > 0 and not data.frames.has_intrinsics:
+        raise ValueError(
+            "--normals_loss_weight needs the camera of each frame: --train_data has frames with neither fov_x_deg nor "
+            "intrinsics. Set fov_x_deg for that source (docs/train.md), or leave the loss out."
+        )
     pipe = build_pipeline(
         args.pretrained_model_name_or_path,
         vae=args.vae,
@@ -151,118 +157,13 @@ def prepare_pipeline(args: argparse.Namespace, device: torch.device) -> DepthFMP
         noise_augmentation_step=args.noise_augmentation_step,
         start=args.start,
     )
-    pipe.set_progress_bar_config(disable=True)
-    pipe.vae.requires_grad_(False).to(device)
-    pipe.prompt_embedding.requires_grad_(False).to(device)
-    if args.channels_last:
-        pipe.unet.to(memory_format=torch.channels_last)
-        pipe.vae.to(memory_format=torch.channels_last)
-    if args.gradient_checkpointing:
-        pipe.unet.enable_gradient_checkpointing()
-    if args.enable_xformers_memory_efficient_attention:
-        pipe.unet.enable_xformers_memory_efficient_attention()
-    if args.lora_rank:
-        alpha = args.lora_rank if args.lora_alpha is None else args.lora_alpha
-        add_lora(pipe.unet, args.lora_rank, alpha, tuple(args.lora_target_modules))
-    return pipe
-
-
-@dataclass(frozen=True)
-class Samples:
-    """What the training loop draws from.
-
-    Attributes:
-        dataset: Frames that each step encodes, or cached latents.
-        sampler: Draws the batches' `(epoch, index)`.
-        normalization: Of the depth.
-        size: Height and width of the frames, pixels.
-    """
-
-    dataset: FlowFrames | CachedLatents
-    sampler: EpochBatchSampler
-    normalization: DepthNormalization
-    size: tuple[int, int]
-
-
-def open_frames(args: argparse.Namespace, accelerator: Accelerator) -> tuple[MixedFrames, list[int], list[int]]:
-    """Opens the data: all frames, and the indices of those to train on and of those held out for validation.
-
-    Raises:
-        ValueError: If the flags ask for what the data does not have.
-    """
-    frames = MixedFrames.open(args.train_data, streaming=args.streaming)
-    if args.normals_loss_weight > 0 and not frames.has_intrinsics:
-        raise ValueError(
-            "--normals_loss_weight needs the camera of each frame: --train_data has frames with neither fov_x_deg nor "
-            "intrinsics. Set fov_x_deg for that source (docs/train.md), or leave the loss out."
-        )
-    train, held_out = split_by_scene(frames.scenes, args.validation_fraction)
-    check_can_validate(held_out, accelerator)
-    return frames, train, held_out
-
-
-def prepare_samples(
-    args: argparse.Namespace,
-    frames: MixedFrames,
-    train: list[int],
-    pipe: DepthFMPipeline,
-    accelerator: Accelerator,
-    with_depth: bool,
-) -> Samples:
-    """Builds the samples of the training frames and their order; encodes them first if they are to be cached.
-
-    Args:
-        args: The script's flags.
-        frames: All frames.
-        train: Indices of those to train on.
-        pipe: Its autoencoder encodes.
-        accelerator: Of the run.
-        with_depth: Whether samples need their depth beside its latent, for losses on the decoded estimate.
-    """
+    prepare_pipeline(pipe, memory_settings(args), lora, accelerator.device)
     normalization = DepthNormalization(*args.depth_quantiles, cap=args.depth_cap, sky=args.sky)
     times = TimeDistribution(args.timestep_sampling, args.logit_mean, args.logit_std, args.start_share)
-    draws = FlowDraws(times, path_noise=args.sigma_min > 0)
-    dataset = FlowFrames(
-        frames,
-        train,
-        AugmentationConfig(flip=args.flip, min_crop=args.min_crop, jitter=args.jitter),
-        normalization,
-        draws,
-        args.resolution,
-        pipe.vae_scale_factor,
-        args.seed,
-        skip_bad_frames=args.bad_frames == "skip",
-    )
-    size = dataset.size
-    sources = frames.source_indices(train, has_weights(args.train_data))
-    sampler = EpochBatchSampler(sources, args.train_batch_size, args.seed, accelerator.num_processes)
-    if args.cache_latents > 0:
-        folder = cache_latents(
-            Path(args.latent_cache_dir or Path(args.output_dir) / "latents"),
-            pipe,
-            dataset,
-            variants=args.cache_latents,
-            batch_size=args.train_batch_size,
-            with_depth=with_depth,
-            accelerator=accelerator,
-        )
-        dataset = CachedLatents(folder, len(dataset), args.cache_latents, normalization, draws, args.seed)
-    return Samples(dataset, sampler, normalization, size)
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Runs the training; `argv` defaults to the command line."""
-    args = parse_args(argv)
-    hub_model_id = args.hub_model_id or Path(args.output_dir).name
-    accelerator = build_accelerator(args)
-    write_run_config(args, accelerator)
-    if args.push_to_hub and accelerator.is_main_process:
-        check_hub_access(hub_model_id)
-
-    use_depth = args.normals_loss_weight > 0 or args.gradient_loss_weight > 0
-    frames, train, held_out = open_frames(args, accelerator)
-    pipe = prepare_pipeline(args, accelerator.device)
-    data = prepare_samples(args, frames, train, pipe, accelerator, with_depth=use_depth)
+    draws = FlowDraws(times, pipe.vae.config.latent_channels, path_noise=args.sigma_min > 0)
+    frames = FlowFrames(data.frames, data.train, samples, normalization, draws, pipe.vae_scale_factor)
+    use_depth, cache = args.normals_loss_weight > 0 or args.gradient_loss_weight > 0, cache_settings(args)
+    dataset = frames if cache is None else cache_latents(pipe, frames, cache, use_depth, accelerator)
 
     def compute_loss(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if "image_latent" not in batch:
@@ -283,46 +184,50 @@ def main(argv: list[str] | None = None) -> None:
         )
         return counts | {"loss": loss + terms.pop("weighted"), "data": loss} | terms
 
-    scores: dict[str, float] = {}
+    validation = DepthValidationSettings(max(samples.resolution or [0]), samples.skip_bad_frames, normalization)
+    scored = data.choose(data.held_out, args.validation_frames)
+    shown = data.choose(scored, 8)
 
-    def validate(step: int) -> None:
-        if not held_out:
-            return
-        pipe.unet = accelerator.unwrap_model(trainer.model)
-        chosen = held_out[: args.validation_frames]
-        resolution = max(args.resolution or [0])
-        skip = args.bad_frames == "skip"
-        scores.update(score_frames(pipe, frames, chosen, 1, resolution, skip_bad_frames=skip))
-        accelerator.log({f"validation/{name}": value for name, value in scores.items()}, step=step)
-        logger.info(f"Step {step}: {scores}")
-        rule = data.normalization
-        grid = depth_grid(pipe, frames, chosen[:8], (1, 2, 4), rule, resolution, skip_bad_frames=skip)
-        log_pictures(accelerator, "image | truth | 1, 2, 4 steps", grid, step)
+    def validate(unet: torch.nn.Module) -> Validation:
+        return validate_depth(pipe, unet, data.frames, scored, shown, validation)
 
-    if args.lora_rank:
+    if lora is not None:
         checkpoint_trained_only(accelerator)
-    trainer = Trainer(args, accelerator, pipe.unet, data.dataset, data.sampler, compute_loss, validate)
+    sampler = data.sampler(settings.train_batch_size, settings.seed, accelerator.num_processes)
+    trainer = Trainer(
+        settings, accelerator, pipe.unet, dataset, sampler, compute_loss, validate if data.held_out else None
+    )
     accelerator.init_trackers("depthfm")
     trainer.run()
     pipe.unet = trainer.final_model().eval().to(memory_format=torch.contiguous_format)
     if accelerator.is_main_process:
-        save_result(args, pipe, data.size)
-        write_model_card(args, scores)
+        base = args.pretrained_model_name_or_path or args.unet_config
+        whole = lora is None or not is_depthfm(base)
+        save_result(pipe, settings.output_dir, max(frames.size), adapters=lora is not None, whole=whole)
+        write_model_card(card_facts(args, base), trainer.scores, lora is not None, args.validation_frames)
         if args.push_to_hub:
-            push_to_hub(Path(args.output_dir), hub_model_id)
+            push_to_hub(settings.output_dir, hub_model_id(args))
     accelerator.end_training()
 
 
-def save_result(args: argparse.Namespace, pipe: DepthFMPipeline, size: tuple[int, int]) -> None:
-    """Writes the finished pipeline, or the adapters: with their base beside, unless that is a DepthFM already."""
-    if args.lora_rank:
-        save_adapters(pipe.unet, Path(args.output_dir))
-        if is_depthfm(args.pretrained_model_name_or_path):
-            return
-        pipe.unet.unload_lora()
-    pipe.vae.to(memory_format=torch.contiguous_format)
-    pipe.register_to_config(default_processing_resolution=max(size))
-    save_pipeline(pipe, Path(args.output_dir))
+def save_result(pipe: DepthFMPipeline, folder: Path, resolution: int, adapters: bool, whole: bool) -> None:
+    """Writes what was trained.
+
+    Args:
+        pipe: The pipeline.
+        folder: Where it is written.
+        resolution: The pipeline's default processing resolution, pixels.
+        adapters: Whether adapters were trained: they are written to a file of their own.
+        whole: Whether the pipeline is written, without the adapters.
+    """
+    if adapters:
+        save_adapters(pipe.unet, folder)
+    if whole:
+        if adapters:
+            pipe.unet.unload_lora()
+        pipe.vae.to(memory_format=torch.contiguous_format)
+        pipe.register_to_config(default_processing_resolution=resolution)
+        save_pipeline(pipe, folder)
 
 
 if __name__ == "__main__":

@@ -26,15 +26,9 @@ from experiment import (
 )
 
 from depthfm_diffusers.evaluation import align
-from depthfm_diffusers.evaluation.metrics.uncertainty import (
-    rank_correlation,
-    sparsification_error,
-)
+from depthfm_diffusers.evaluation.metrics.uncertainty import rank_correlation, sparsification_error
 from depthfm_diffusers.frames import Frame
-from depthfm_diffusers.pipelines.depthfm.ensembling import (
-    ensemble_log_depth,
-    ensemble_uncertainty,
-)
+from depthfm_diffusers.pipelines.depthfm.ensembling import ensemble_log_depth, ensemble_uncertainty
 
 MEMBERS = 10
 

@@ -1,8 +1,8 @@
 """What the scripts of this folder share: training runs, scores on held-out frames, results and plots.
 
-A training run is a row of `RUNS`: a script and the flags by which it differs from the others. Whoever needs a run gets
-it trained if it is not there yet, with the same data, budget and seeds as all others, so that the scripts share runs
-and go on where they were stopped.
+A training run is a row of `RUNS`: a script and the flags by which it differs from the others. A run that a script
+needs and that does not exist yet is trained, with the same data, budget and seeds as all others. The scripts share the
+runs, and resume those that were stopped.
 """
 
 from __future__ import annotations
@@ -35,16 +35,13 @@ from depthfm_diffusers import DepthFMPipeline, FlowMatchingImageToDepthScheduler
 from depthfm_diffusers.evaluation import absolute_relative_error, align, all_metrics, delta_accuracy
 from depthfm_diffusers.frames import Frame, split_by_scene
 from depthfm_diffusers.training.data.sources import MixedFrames
-from depthfm_diffusers.utils.files import (
-    atomic_write,
-    save_json,
-)
+from depthfm_diffusers.utils.files import atomic_write, save_json
 
 ROOT = Path(__file__).resolve().parents[2]
 FLOW = ROOT / "training" / "train_depthfm.py"
 DIFFUSION = Path(train_marigold.__file__)
 
-# The emphasis on the time at which sampling starts, for small networks (see `objective.TimeDistribution`): "flow" and
+# The emphasis on the time at which sampling starts, for small networks (see `TimeDistribution`): "flow" and
 # "diffusion" have it alike, "-uniform" are without, as the papers'.
 EMPHASIS = ["--start_share", "0.75"]
 RUNS: dict[str, tuple[Path, list[str]]] = {
@@ -122,7 +119,7 @@ def run_folder(args: argparse.Namespace, name: str, seed: int) -> Path:
 
 
 def train_runs(args: argparse.Namespace, names: Iterable[str]) -> None:
-    """Trains what is missing of the named runs, for each seed; a run that was stopped goes on.
+    """Trains those of the named runs that are missing, for each seed; a run that was stopped is resumed.
 
     Raises:
         ValueError: If a finished run was trained with other settings.
@@ -239,8 +236,8 @@ def score_model(
 def score_runs(args: argparse.Namespace, names: Sequence[str], evaluations: Sequence[int]) -> list[dict[str, Any]]:
     """Rows `run, seed, evaluations, scores…` for the named runs; processes share the work.
 
-    Frames, noise and settings are the same for all. Whoever changes how scores are computed removes `scores/` in the
-    runs' folders.
+    Frames, noise and settings are the same for all. After a change of how scores are computed, remove `scores/` in
+    the runs' folders.
     """
     jobs = [(args, name, seed, evaluations) for name in names for seed in args.seeds]
     return [row for rows in in_processes(args, _score_run, jobs) for row in rows]

@@ -22,15 +22,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "training"))
 import train_depthfm
 
 from depthfm_diffusers import DepthFMPipeline, PromptEmbedding
-from depthfm_diffusers.training.loop import (
-    Trainer,
-    build_accelerator,
-    write_run_config,
+from depthfm_diffusers.depth_normalization import DepthNormalization
+from depthfm_diffusers.training.config import (
+    cache_settings,
+    data_settings,
+    memory_settings,
+    sample_settings,
+    trainer_settings,
 )
-from depthfm_diffusers.training.objectives.flow_objective import (
-    FlowState,
-    data_loss,
-)
+from depthfm_diffusers.training.data.draws import FlowDraws, TimeDistribution
+from depthfm_diffusers.training.data.flow_data import FlowFrames, cache_latents, encode_batch
+from depthfm_diffusers.training.data.samples import SplitFrames
+from depthfm_diffusers.training.loop import Trainer
+from depthfm_diffusers.training.networks.base_model import build_pipeline, prepare_pipeline
+from depthfm_diffusers.training.objectives.flow_objective import FlowState, data_loss
+from depthfm_diffusers.training.run import start_run
 
 SCHEDULE = {
     "beta_start": 0.00085,
@@ -41,7 +47,7 @@ SCHEDULE = {
     "clip_sample": False,
 }
 SAMPLING = {"timestep_spacing": "trailing", "set_alpha_to_one": False}
-# Flags of the flow that mean nothing here.
+# Flags of the flow that have no meaning here.
 FLOW_ONLY = ("start", "noise_augmentation_step", "sigma_min", "normals_loss_weight", "gradient_loss_weight")
 
 
@@ -55,19 +61,26 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def train(args: argparse.Namespace) -> None:
-    """Trains and saves a `MarigoldDepthPipeline`."""
-    accelerator = build_accelerator(args)
-    write_run_config(args, accelerator)
-    frames, chosen, _ = train_depthfm.open_frames(args, accelerator)
-    pipe = train_depthfm.prepare_pipeline(args, accelerator.device)
-    samples = train_depthfm.prepare_samples(args, frames, chosen, pipe, accelerator, with_depth=False)
+def main(argv: list[str] | None = None) -> None:
+    """Trains and saves a `MarigoldDepthPipeline`; `argv` defaults to the command line."""
+    args = parse_args(argv)
+    settings = trainer_settings(args)
+    accelerator = start_run(settings, vars(args))
+    data = SplitFrames.open(data_settings(args))
+    pipe = build_pipeline(vae=args.vae, unet_config=args.unet_config)
+    prepare_pipeline(pipe, memory_settings(args), None, accelerator.device)
+    normalization = DepthNormalization(*args.depth_quantiles, cap=args.depth_cap, sky=args.sky)
+    times = TimeDistribution(args.timestep_sampling, args.logit_mean, args.logit_std, args.start_share)
+    draws = FlowDraws(times, pipe.vae.config.latent_channels)
+    frames = FlowFrames(data.frames, data.train, sample_settings(args), normalization, draws, pipe.vae_scale_factor)
+    cache = cache_settings(args)
+    dataset = frames if cache is None else cache_latents(pipe, frames, cache, False, accelerator)
     schedule = DDPMScheduler(**SCHEDULE)
     steps = schedule.config.num_train_timesteps
 
     def compute_loss(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if "image_latent" not in batch:
-            batch = train_depthfm.encode_batch(pipe, batch)
+            batch = encode_batch(pipe, batch)
         depth, noise, time = batch["depth_latent"], batch["noise"], batch["time"]
         timesteps = steps - 1 - (time * steps).long()  # t = 0, where sampling starts, is the last step: pure noise
         noisy = schedule.add_noise(depth, noise, timesteps)
@@ -78,15 +91,14 @@ def train(args: argparse.Namespace) -> None:
         state = FlowState(time, noisy, prediction.float(), schedule.get_velocity(depth, noise, timesteps))
         return {"loss": data_loss(state, batch["weight"])}
 
-    trainer = Trainer(
-        args, accelerator, pipe.unet, samples.dataset, samples.sampler, compute_loss, validate=lambda _: None
-    )
+    sampler = data.sampler(settings.train_batch_size, settings.seed, accelerator.num_processes)
+    trainer = Trainer(settings, accelerator, pipe.unet, dataset, sampler, compute_loss, validate=None)
     accelerator.init_trackers("marigold")
     trainer.run()
     pipe.unet = trainer.final_model().eval().to(memory_format=torch.contiguous_format)
     pipe.vae.to(memory_format=torch.contiguous_format)
     if accelerator.is_main_process:
-        save(pipe, Path(args.output_dir))
+        save(pipe, settings.output_dir)
     accelerator.end_training()
 
 
@@ -113,4 +125,4 @@ def load(folder: Path) -> MarigoldDepthPipeline:
 
 
 if __name__ == "__main__":
-    train(parse_args())
+    main()

@@ -3,8 +3,8 @@
     python benchmarks/synthesis/demonstrate.py --shards SHARD.tar ... --work DIR
 
 Runs, one after the other: `caption_scenes.py`, `train_base.py`, `training/train_depth_controlnet.py` and
-`depthfm adherence` on frames of scenes that nothing was trained on. What was stopped goes on. The report and its
-picture are copied to `--output` and `--plots`; docs/synthesis.md shows them, with the table that is printed.
+`depthfm adherence` on frames of held-out scenes. After a stop, the same command resumes. The report and its picture
+are copied to `--output` and `--plots`; docs/synthesis.md shows them, with the table that is printed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 from PIL import Image
 
 from depthfm_diffusers.evaluation.adherence.measures import MEASURES
-from depthfm_diffusers.evaluation.adherence.run import ROWS
+from depthfm_diffusers.evaluation.adherence.report import ROWS
 
 ROOT = Path(__file__).resolve().parents[2]
 # Alike for both trainings: the second then finds the images of the first encoded.

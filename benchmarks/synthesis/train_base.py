@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 from pathlib import Path
 
@@ -20,24 +19,30 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "training"))
-
-from train_depth_controlnet import open_images, prepare_samples
-
 from depthfm_diffusers import default_model_path
 from depthfm_diffusers.training.config import (
     add_cache_flags,
     base_parser,
+    cache_settings,
+    data_settings,
     fraction,
     parse_with_config,
+    sample_settings,
+    trainer_settings,
 )
-from depthfm_diffusers.training.data.controlnet_data import prompt_embeddings
-from depthfm_diffusers.training.loop import (
-    Trainer,
-    build_accelerator,
-    write_run_config,
+from depthfm_diffusers.training.data.controlnet_data import (
+    ControlImages,
+    PromptTokens,
+    cache_control,
+    encode_control_batch,
+    prompt_embeddings,
 )
+from depthfm_diffusers.training.data.draws import DiffusionDraws
+from depthfm_diffusers.training.data.samples import SplitFrames
+from depthfm_diffusers.training.data.sources import open_captioned_images
+from depthfm_diffusers.training.loop import Trainer
 from depthfm_diffusers.training.objectives.denoising import denoising_loss
+from depthfm_diffusers.training.run import start_run
 
 SCHEDULE = {
     "beta_start": 0.00085,
@@ -79,9 +84,9 @@ def build_tokenizer() -> CLIPTokenizer:
         return CLIPTokenizer.from_pretrained(folder)
 
 
-def build_base(args: argparse.Namespace) -> StableDiffusionPipeline:
-    """The untrained model around its autoencoder."""
-    unet = UNet2DConditionModel.from_config(json.loads(Path(args.unet_config).read_text()))
+def build_base(unet_config: str, vae: str) -> StableDiffusionPipeline:
+    """Builds the untrained model around its autoencoder."""
+    unet = UNet2DConditionModel.from_config(json.loads(Path(unet_config).read_text()))
     tokenizer = build_tokenizer()
     text_encoder = CLIPTextModel(
         CLIPTextConfig(
@@ -96,7 +101,7 @@ def build_base(args: argparse.Namespace) -> StableDiffusionPipeline:
         )
     )
     return StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(args.vae),
+        vae=AutoencoderKL.from_pretrained(vae),
         text_encoder=text_encoder.eval().requires_grad_(False),
         tokenizer=tokenizer,
         unet=unet,
@@ -110,23 +115,32 @@ def build_base(args: argparse.Namespace) -> StableDiffusionPipeline:
 def main(argv: list[str] | None = None) -> None:
     """Runs the training; `argv` defaults to the command line."""
     args = parse_with_config(build_parser(), argv)
-    accelerator = build_accelerator(args)
-    write_run_config(args, accelerator)
-    images, train, _ = open_images(args)
-    pipe = build_base(args)
+    settings = trainer_settings(args)
+    accelerator = start_run(settings, vars(args))
+    data = SplitFrames.open(data_settings(args), open_captioned_images)
+    pipe = build_base(args.unet_config, args.vae)
     pipe.vae.requires_grad_(False).to(accelerator.device)
     pipe.text_encoder.to(accelerator.device)
     if args.channels_last:
         pipe.unet.to(memory_format=torch.channels_last)
     schedule = DDPMScheduler(**SCHEDULE)
-    samples = prepare_samples(args, images, train, pipe, schedule, None, accelerator)
+    draws = DiffusionDraws(
+        schedule.config.num_train_timesteps, pipe.vae.config.latent_channels, args.proportion_empty_prompts
+    )
+    tokens = PromptTokens(pipe.tokenizer)
+    images = ControlImages(data.frames, data.train, sample_settings(args), tokens, draws, pipe.vae_scale_factor)
+    cache = cache_settings(args)
+    dataset = images if cache is None else cache_control(pipe.vae, None, images, cache, accelerator)
+    empty_tokens = tokens("").to(accelerator.device)
 
     def compute_loss(unet: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        batch = samples.encode(batch)
-        embedding = prompt_embeddings(pipe.text_encoder, batch, samples.empty_tokens)
+        if "image_latent" not in batch:
+            batch = encode_control_batch(pipe.vae, None, batch)
+        embedding = prompt_embeddings(pipe.text_encoder, batch, empty_tokens)
         return {"loss": denoising_loss(schedule, batch, lambda x, t: unet(x, t, embedding, return_dict=False)[0])}
 
-    trainer = Trainer(args, accelerator, pipe.unet, samples.dataset, samples.sampler, compute_loss, lambda _: None)
+    sampler = data.sampler(settings.train_batch_size, settings.seed, accelerator.num_processes)
+    trainer = Trainer(settings, accelerator, pipe.unet, dataset, sampler, compute_loss, validate=None)
     accelerator.init_trackers("base")
     trainer.run()
     pipe.unet = trainer.final_model().eval().to(memory_format=torch.contiguous_format)

@@ -1,9 +1,9 @@
-"""How far a model's estimate of the target is off at each flow time: what training at that time can still teach.
+"""Measures the error of a model's estimate of the target at each flow time: how much training can still improve there.
 
     python benchmarks/training/error_by_time.py --train_data SHARDS
 
 The mean squared error of x̂₁ in latent space, weighted by the valid share of each cell, mean over draws of the noise,
-on training frames and on frames of the scenes kept out; beside it the variance of x₁ itself.
+on training frames and on frames of held-out scenes; beside it the variance of x₁ itself.
 """
 
 from __future__ import annotations
@@ -20,18 +20,10 @@ from torch.utils.data import default_collate
 
 from depthfm_diffusers import DepthFMPipeline, default_model_path
 from depthfm_diffusers.depth_normalization import DepthNormalization
-from depthfm_diffusers.frames import split_by_scene
-from depthfm_diffusers.training.data.depth_transforms import AugmentationConfig
-from depthfm_diffusers.training.data.flow_data import (
-    FlowDraws,
-    FlowFrames,
-    encode_batch,
-)
-from depthfm_diffusers.training.data.sources import MixedFrames
-from depthfm_diffusers.training.objectives.flow_objective import (
-    TimeDistribution,
-    predict_velocity,
-)
+from depthfm_diffusers.training.data.draws import FlowDraws, TimeDistribution
+from depthfm_diffusers.training.data.flow_data import FlowFrames, encode_batch
+from depthfm_diffusers.training.data.samples import DataSettings, SampleSettings, SplitFrames
+from depthfm_diffusers.training.objectives.flow_objective import predict_velocity
 
 
 @torch.no_grad()
@@ -46,19 +38,17 @@ def main() -> None:
     args = parser.parse_args()
 
     pipe = DepthFMPipeline.from_pretrained(args.model or default_model_path())
-    frames = MixedFrames.open(args.train_data)
-    kinds = dict(zip(("training", "kept out"), split_by_scene(frames.scenes, 0.05), strict=True))
+    data = SplitFrames.open(DataSettings(tuple(args.train_data)))
+    kinds = {"training": data.train, "held out": data.held_out}
     print("| frames | t | mean squared error of the estimate | variance of the target |\n|---|---|---|---|")
     for kind, indices in kinds.items():
         dataset = FlowFrames(
-            frames,
-            indices[: args.frames],
-            AugmentationConfig(),
+            data.frames,
+            data.choose(indices, args.frames),
+            SampleSettings(),
             DepthNormalization(),
-            FlowDraws(TimeDistribution()),
-            resolution=None,
-            downsampling=pipe.vae_scale_factor,
-            seed=0,
+            FlowDraws(TimeDistribution(), pipe.vae.config.latent_channels),
+            pipe.vae_scale_factor,
         )
         draws = [default_collate([dataset[epoch, i] for i in range(len(dataset))]) for epoch in range(args.draws)]
         encoded = encode_batch(pipe, draws[0])

@@ -9,11 +9,7 @@ from .choices import ALIGNMENT_METHODS, ALIGNMENT_SPACES
 
 if TYPE_CHECKING:
     from .adherence.measures import depth_adherence
-    from .metrics.alignment import (
-        Alignment,
-        align,
-        prediction_in_space,
-    )
+    from .metrics.alignment import Alignment, align, prediction_in_space
     from .metrics.boundary import boundary_f1
     from .metrics.metrics import (
         absolute_relative_error,
@@ -27,11 +23,7 @@ if TYPE_CHECKING:
         silog,
         squared_relative_error,
     )
-    from .metrics.uncertainty import (
-        Sparsification,
-        rank_correlation,
-        sparsification_error,
-    )
+    from .metrics.uncertainty import Sparsification, rank_correlation, sparsification_error
 
 _MODULES = {
     "Alignment": ".metrics.alignment",

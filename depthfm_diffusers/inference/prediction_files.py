@@ -8,27 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..export.images import (
-    check_colormap,
-    colorize_depth,
-    depth_to_uint16,
-    save_image,
-)
+from ..export.images import check_colormap, colorize_depth, depth_to_uint16, save_image
 from ..pipelines.depthfm.pipeline_depthfm import DepthFMPipeline
 from ..utils.files import file_sha256, save_array
 from .input_files import InputFailure
-from .prediction import (
-    Prediction,
-    PredictionSettings,
-    predict_image,
-)
-from .result_folder import (
-    ResultFolder,
-    describe_environment,
-    describe_scheduler,
-    now,
-    process_each,
-)
+from .prediction import Prediction, PredictionSettings, predict_image
+from .result_folder import ResultFolder, describe_environment, describe_scheduler, now, process_each
 
 METADATA_FORMAT = "depthfm predict, 1"
 SUFFIXES = ("_depth.npy", "_log_depth.npy", "_depth.png", "_color.png")

@@ -26,10 +26,7 @@ import transformers
 from diffusers import DiffusionPipeline, SchedulerMixin
 
 from ..utils.errors import describe_error
-from ..utils.files import (
-    atomic_write,
-    save_json,
-)
+from ..utils.files import atomic_write, save_json
 from ..utils.version import __version__
 from .input_files import InputFailure
 

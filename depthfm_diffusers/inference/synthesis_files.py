@@ -17,18 +17,9 @@ from ..image_processing import load_image
 from ..pipelines.depthfm_controlnet.controlnet_noise import depth_generator
 from ..utils.files import file_sha256, save_array
 from .input_files import InputFailure
-from .result_folder import (
-    ResultFolder,
-    describe_environment,
-    describe_scheduler,
-    now,
-    process_each,
-)
+from .result_folder import ResultFolder, describe_environment, describe_scheduler, now, process_each
 from .synthesis_inputs import SynthesisSources
-from .synthesis_settings import (
-    SynthesisPipeline,
-    SynthesisSettings,
-)
+from .synthesis_settings import SynthesisPipeline, SynthesisSettings
 
 METADATA_FORMAT = "depthfm synthesize, 1"
 CONTROL_ENDING, LOG_DEPTH_ENDING = "_control.png", "_log_depth.npy"

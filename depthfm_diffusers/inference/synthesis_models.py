@@ -30,12 +30,7 @@ from ..checkpoints.model_files import (
     read_model_index,
     weight_and_config_files,
 )
-from ..checkpoints.model_folder import (
-    load_pipeline,
-    model_fingerprint,
-    move_to_device,
-    resolve_model,
-)
+from ..checkpoints.model_folder import load_pipeline, model_fingerprint, move_to_device, resolve_model
 from ..pipelines.depthfm_controlnet.controlnet_checks import text_width
 from ..pipelines.depthfm_controlnet.pipeline_depthfm_controlnet import DepthFMControlNetPipeline
 from ..pipelines.depthfm_controlnet.pipeline_depthfm_controlnet_img2img import DepthFMControlNetImg2ImgPipeline

@@ -7,10 +7,7 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeAlias
 
-from ..control_image import (
-    DEFAULT_CONTROL_PERCENTILES,
-    check_control_arguments,
-)
+from ..control_image import DEFAULT_CONTROL_PERCENTILES, check_control_arguments
 from ..pipelines.depthfm_controlnet.controlnet_inputs import Size
 from ..pipelines.depthfm_controlnet.pipeline_depthfm_controlnet import DepthFMControlNetPipeline
 from ..pipelines.depthfm_controlnet.pipeline_depthfm_controlnet_img2img import DepthFMControlNetImg2ImgPipeline

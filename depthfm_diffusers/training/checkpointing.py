@@ -1,4 +1,4 @@
-"""Checkpoints that are either complete or not there, in `checkpoint-STEP/` folders."""
+"""Checkpoints in `checkpoint-STEP/` folders, which are complete or absent."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 
 
 def list_checkpoints(output_dir: str | Path) -> list[Path]:
-    """Complete checkpoints in `output_dir`, oldest first."""
+    """Lists the complete checkpoints in `output_dir`, oldest first."""
     found = [p for p in Path(output_dir).glob("checkpoint-*") if p.is_dir() and _NAME.fullmatch(p.name)]
     return sorted(found, key=checkpoint_step)
 
 
 def checkpoint_step(path: Path) -> int:
-    """The optimizer step a checkpoint was written after.
+    """Returns the optimizer step after which a checkpoint was written.
 
     Raises:
         ValueError: If the folder is not called `checkpoint-STEP`.
@@ -30,18 +30,18 @@ def checkpoint_step(path: Path) -> int:
 
 
 def find_checkpoint(output_dir: str | Path, wanted: str) -> Path | None:
-    """Resolves `--resume_from_checkpoint`.
+    """Finds the checkpoint that `--resume_from_checkpoint` names.
 
     Args:
         output_dir: Folder of the run.
         wanted: `"latest"`, or the path (or the name inside `output_dir`) of a checkpoint.
 
     Returns:
-        The folder; `None` if the latest is asked for and there is none yet.
+        The folder; `None` for `"latest"` if there is none yet.
 
     Raises:
         FileNotFoundError: If a named checkpoint does not exist.
-        ValueError: If later ones are in `output_dir`: the resumed run would mix with what came after.
+        ValueError: If `output_dir` has later checkpoints: the resumed run would mix with theirs.
     """
     if wanted == "latest":
         checkpoints = list_checkpoints(output_dir)
@@ -59,13 +59,13 @@ def find_checkpoint(output_dir: str | Path, wanted: str) -> Path | None:
 
 
 def save_checkpoint(accelerator: Accelerator, output_dir: str | Path, step: int, total_limit: int | None) -> Path:
-    """Writes `checkpoint-STEP`, complete or not at all, then removes the oldest over `total_limit`.
+    """Writes `checkpoint-STEP`, complete or not at all, then removes the oldest ones beyond `total_limit`.
 
-    Call on every process. The state goes to a folder of another name first, which is renamed once all is written:
-    a kill or a full disk in between leaves the earlier checkpoints as the latest ones.
+    Call on every process. The state is written to a folder of another name, renamed when it is complete: after
+    a kill or a full disk, the earlier checkpoints are the latest ones.
 
     Raises:
-        Exception: Whatever writing raised; what was written is removed again.
+        Exception: Any error of writing; the incomplete folder is removed.
     """
     final = Path(output_dir) / f"checkpoint-{step}"
     partial = Path(output_dir) / f"partial-{final.name}"

@@ -1,4 +1,7 @@
-"""Command-line flags that the training scripts share, named as in diffusers' training examples, and YAML for them."""
+"""The flags that the training scripts share, named as in diffusers' training examples, and the settings built of them.
+
+The scripts' `main` calls the `*_settings` functions: the modules below take settings, not flags.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,20 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ..utils.imports import import_optional
+from .data.depth_transforms import AugmentationConfig
+from .data.latent_cache import CacheSettings
+from .data.samples import DataSettings, SampleSettings
+from .model_card import CardFacts
+from .settings import LoraSettings, MemorySettings, TrainerSettings
 
 
 def positive_int(text: str) -> int:
-    """An `argparse` type: an integer of at least 1."""
+    """Reads an integer of at least 1, as an `argparse` type."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
@@ -22,7 +31,7 @@ def positive_int(text: str) -> int:
 
 
 def natural_number(text: str) -> int:
-    """An `argparse` type: an integer of at least 0."""
+    """Reads an integer of at least 0, as an `argparse` type."""
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"must be at least 0, got {value}")
@@ -30,7 +39,7 @@ def natural_number(text: str) -> int:
 
 
 def fraction(text: str) -> float:
-    """An `argparse` type: a number in [0, 1)."""
+    """Reads a number in [0, 1), as an `argparse` type."""
     value = float(text)
     if not 0.0 <= value < 1.0:
         raise argparse.ArgumentTypeError(f"must be in [0, 1), got {value}")
@@ -38,7 +47,7 @@ def fraction(text: str) -> float:
 
 
 def share(text: str) -> float:
-    """An `argparse` type: a number in [0, 1]."""
+    """Reads a number in [0, 1], as an `argparse` type."""
     value = float(text)
     if not 0.0 <= value <= 1.0:
         raise argparse.ArgumentTypeError(f"must be in [0, 1], got {value}")
@@ -46,7 +55,7 @@ def share(text: str) -> float:
 
 
 def non_negative(text: str) -> float:
-    """An `argparse` type: a finite number of at least 0."""
+    """Reads a finite number of at least 0, as an `argparse` type."""
     value = float(text)
     if not 0.0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"must be at least 0 and finite, got {value}")
@@ -54,7 +63,7 @@ def non_negative(text: str) -> float:
 
 
 def data_setting(text: str) -> str | dict[str, Any]:
-    """An `argparse` type: a path, or the settings of a data source as a JSON object."""
+    """Reads a path, or the settings of a data source as a JSON object, as an `argparse` type."""
     if not text.startswith("{"):
         return text
     try:
@@ -70,7 +79,7 @@ FRAMES_HELP = (
 
 
 def base_parser(description: str, data_help: str = FRAMES_HELP) -> argparse.ArgumentParser:
-    """A parser with the flags that every training script has; `--help` shows the defaults.
+    """Builds a parser with the flags that every training script has; `--help` shows the defaults.
 
     Args:
         description: What the script does.
@@ -93,19 +102,30 @@ def base_parser(description: str, data_help: str = FRAMES_HELP) -> argparse.Argu
     data.add_argument(
         "--streaming", action=switch, default=False, help="Shuffle .tar shards so that they are read nearly in order."
     )
-    data.add_argument("--bad_frames", choices=["error", "skip"], default="error", help="What a broken frame does.")
-    data.add_argument("--validation_fraction", type=fraction, default=0.05, help="Share of scenes kept out.")
-    data.add_argument("--min_crop", type=float, default=1.0, help="Smallest random crop, as a share.")
+    data.add_argument(
+        "--bad_frames",
+        choices=["error", "skip"],
+        default="error",
+        help="A broken frame stops the run, or is left out.",
+    )
+    data.add_argument("--validation_fraction", type=fraction, default=0.05, help="Share of scenes that are held out.")
+    data.add_argument(
+        "--min_crop", type=float, default=1.0, help="Smallest side of the random crop, as a share of the frame."
+    )
     data.add_argument("--jitter", type=float, default=0.0, help="Strength of colour jitter, in [0, 1).")
     data.add_argument("--flip", action=switch, default=True, help="Mirror half of the samples.")
     data.add_argument("--dataloader_num_workers", type=natural_number, default=0, help="Processes that decode frames.")
 
     run = parser.add_argument_group("run")
     run.add_argument("--output_dir", required=True, help="Where checkpoints and the finished model are written.")
-    run.add_argument("--seed", type=natural_number, default=0, help="Fixes weights, order, augmentation and noise.")
+    run.add_argument(
+        "--seed", type=natural_number, default=0, help="Fixes initial weights, order, augmentation and noise."
+    )
     run.add_argument("--resume_from_checkpoint", default=None, help="'latest', or the path of a checkpoint folder.")
     run.add_argument("--checkpointing_steps", type=positive_int, default=500, help="Steps between checkpoints.")
-    run.add_argument("--checkpoints_total_limit", type=positive_int, default=None, help="Older ones are removed.")
+    run.add_argument(
+        "--checkpoints_total_limit", type=positive_int, default=None, help="Checkpoints to keep; default: all."
+    )
     run.add_argument("--validation_steps", type=positive_int, default=500, help="Steps between validations.")
     run.add_argument(
         "--report_to", default="tensorboard", choices=["tensorboard", "wandb", "all", "none"], help="Tracker."
@@ -122,7 +142,9 @@ def base_parser(description: str, data_help: str = FRAMES_HELP) -> argparse.Argu
     optimization.add_argument("--adam_weight_decay", type=float, default=1e-2, help="AdamW's weight decay.")
     optimization.add_argument("--use_8bit_adam", action=switch, default=False, help="bitsandbytes' 8-bit AdamW.")
     optimization.add_argument("--max_grad_norm", type=float, default=1.0, help="Gradients are clipped to this norm.")
-    optimization.add_argument("--ema_decay", type=fraction, default=0.999, help="Of the averaged weights; 0: none.")
+    optimization.add_argument(
+        "--ema_decay", type=fraction, default=0.999, help="Decay of the averaged weights; 0: no average."
+    )
     optimization.add_argument(
         "--mixed_precision", choices=["no", "fp16", "bf16"], help="Autocast type; default: accelerate's configuration."
     )
@@ -136,29 +158,45 @@ def base_parser(description: str, data_help: str = FRAMES_HELP) -> argparse.Argu
 def add_cache_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of the latent cache."""
     cache = parser.add_argument_group("latent cache")
-    cache.add_argument("--cache_latents", type=natural_number, default=0, help="Variants encoded once; 0: every step.")
-    cache.add_argument("--latent_cache_dir", default=None, help="Where they are kept; default: in --output_dir.")
+    cache.add_argument(
+        "--cache_latents",
+        type=natural_number,
+        default=0,
+        help="Augmented variants of each frame to encode once; 0: encode in every step.",
+    )
+    cache.add_argument("--latent_cache_dir", default=None, help="Folder of the caches; default: in --output_dir.")
 
 
 def add_lora_flags(parser: argparse.ArgumentParser, rank_help: str, target_modules: Sequence[str]) -> None:
     """Adds the flags of LoRA.
 
     Args:
-        parser: Where to.
-        rank_help: What adapters mean to the script.
-        target_modules: Endings of the names of the layers that get one by default.
+        parser: Gets the flags.
+        rank_help: Help of `--lora_rank`.
+        target_modules: Default endings of the names of the layers that get an adapter.
     """
     lora = parser.add_argument_group("LoRA")
     lora.add_argument("--lora_rank", type=natural_number, default=0, help=rank_help)
-    lora.add_argument("--lora_alpha", type=float, default=None, help="Scale times rank; default: the rank.")
-    lora.add_argument("--lora_target_modules", nargs="+", default=list(target_modules), help="Layers that get one.")
+    lora.add_argument(
+        "--lora_alpha", type=float, default=None, help="Adapters are scaled by this / rank; default: the rank."
+    )
+    lora.add_argument(
+        "--lora_target_modules", nargs="+", default=list(target_modules), help="Layers that get an adapter."
+    )
 
 
 def add_memory_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that trade time for memory."""
+    """Adds the flags of `MemorySettings`, but the memory format."""
     memory, switch = parser.add_argument_group("memory"), argparse.BooleanOptionalAction
-    memory.add_argument("--gradient_checkpointing", action=switch, default=False, help="Less memory, more time.")
-    memory.add_argument("--enable_xformers_memory_efficient_attention", action=switch, default=False, help="xformers.")
+    memory.add_argument(
+        "--gradient_checkpointing",
+        action=switch,
+        default=False,
+        help="Compute activations again in the backward pass.",
+    )
+    memory.add_argument(
+        "--enable_xformers_memory_efficient_attention", action=switch, default=False, help="Use xformers."
+    )
 
 
 def add_hub_flags(group: argparse._ArgumentGroup) -> None:
@@ -169,10 +207,10 @@ def add_hub_flags(group: argparse._ArgumentGroup) -> None:
 
 
 def parse_with_config(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parses the command line; what `--config` says comes first, so that flags override it.
+    """Parses the command line; flags override the file that `--config` names.
 
     The file is YAML: flags without their dashes, lists for flags of several values, true and false for switches. A
-    `run_config.json` written by an earlier run is taken too. Errors end the program and name file and key.
+    `run_config.json` of an earlier run works as well. Errors end the program and name file and key.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -184,8 +222,15 @@ def parse_with_config(parser: argparse.ArgumentParser, argv: Sequence[str] | Non
 
 
 def _flags_of(path: Path, parser: argparse.ArgumentParser) -> list[str]:
+    yaml: Any = import_optional("yaml", "train", "--config")
+
+    class Loader(yaml.SafeLoader):
+        """Reads 1e-4 as a number, where YAML 1.1 asks for 1.0e-4."""
+
+    number = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
     try:
-        settings = yaml.load(path.read_text(), Loader=_Loader)
+        settings = yaml.load(path.read_text(), Loader=Loader)
     except OSError as error:
         parser.error(f"--config: cannot read {path} ({error.strerror})")
     except yaml.YAMLError as error:
@@ -214,10 +259,69 @@ def _flags_of(path: Path, parser: argparse.ArgumentParser) -> list[str]:
     return flags
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-4 is a number, as whoever writes a learning rate means it."""
+def trainer_settings(args: argparse.Namespace) -> TrainerSettings:
+    """Builds the settings of the run from the flags of `base_parser`."""
+    flags = {field.name: getattr(args, field.name) for field in fields(TrainerSettings)}
+    return TrainerSettings(**flags | {"output_dir": Path(args.output_dir)})
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"), list("-+0123456789")
-)
+def data_settings(args: argparse.Namespace) -> DataSettings:
+    """Builds the settings of the data from the flags of `base_parser`."""
+    return DataSettings(tuple(args.train_data), args.streaming, args.validation_fraction)
+
+
+def sample_settings(args: argparse.Namespace) -> SampleSettings:
+    """Builds the settings of the samples from the flags of `base_parser`, and `--resolution` where it exists."""
+    resolution = getattr(args, "resolution", None)
+    return SampleSettings(
+        augmentation=AugmentationConfig(flip=args.flip, min_crop=args.min_crop, jitter=args.jitter),
+        resolution=resolution and (resolution[0], resolution[1]),
+        seed=args.seed,
+        skip_bad_frames=args.bad_frames == "skip",
+    )
+
+
+def cache_settings(args: argparse.Namespace) -> CacheSettings | None:
+    """Builds the settings of the latent cache from the flags of `add_cache_flags`; `None`: no cache."""
+    if args.cache_latents == 0:
+        return None
+    folder = Path(args.latent_cache_dir or Path(args.output_dir) / "latents")
+    return CacheSettings(folder, args.cache_latents, args.train_batch_size)
+
+
+def lora_settings(args: argparse.Namespace) -> LoraSettings | None:
+    """Builds the settings of the adapters from the flags of `add_lora_flags`; `None`: no adapters."""
+    if args.lora_rank == 0:
+        return None
+    alpha = args.lora_rank if args.lora_alpha is None else args.lora_alpha
+    return LoraSettings(args.lora_rank, alpha, tuple(args.lora_target_modules))
+
+
+def memory_settings(args: argparse.Namespace) -> MemorySettings:
+    """Builds the memory settings from the flags of `add_memory_flags` and `--channels_last`."""
+    return MemorySettings(
+        args.gradient_checkpointing, args.enable_xformers_memory_efficient_attention, args.channels_last
+    )
+
+
+def hub_model_id(args: argparse.Namespace) -> str | None:
+    """Returns the repository that the result is to be uploaded to; `None`: it is not."""
+    return (args.hub_model_id or Path(args.output_dir).name) if args.push_to_hub else None
+
+
+def card_facts(args: argparse.Namespace, base: str) -> CardFacts:
+    """Collects what the model's card says, from the flags.
+
+    Args:
+        args: The flags.
+        base: What training started from.
+    """
+    names = ("learning_rate", "max_train_steps", "train_batch_size", "gradient_accumulation_steps", "seed")
+    return CardFacts(
+        output_dir=Path(args.output_dir),
+        name=args.hub_model_id or Path(args.output_dir).resolve().name,
+        base=base,
+        data=tuple(source["path"] if isinstance(source, dict) else source for source in args.train_data),
+        settings={name: getattr(args, name) for name in names},
+        resumed=args.resume_from_checkpoint is not None,
+    )

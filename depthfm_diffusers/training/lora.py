@@ -1,4 +1,4 @@
-"""LoRA through peft: adapters on the UNet's attention, trained and checkpointed without the frozen weights."""
+"""LoRA through peft: adapters on the attention layers, trained and checkpointed without the frozen weights."""
 
 from __future__ import annotations
 
@@ -12,40 +12,42 @@ from diffusers.training_utils import cast_training_params
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
-from .. import DepthFMPipeline
+from ..pipelines.depthfm.pipeline_depthfm import DepthFMPipeline
+from .settings import LoraSettings
 
 # The attention's projections, as in diffusers' text-to-image LoRA example.
 TARGET_MODULES = ("to_k", "to_q", "to_v", "to_out.0")
 CHECKPOINT_FILE = "trained.safetensors"
 
 
-def add_lora(
-    model: UNet2DConditionModel | ControlNetModel, rank: int, alpha: float, target_modules: tuple[str, ...]
-) -> None:
+def add_lora(model: UNet2DConditionModel | ControlNetModel, settings: LoraSettings) -> None:
     """Freezes a network and adds trainable adapters; at the start they change nothing.
 
     Args:
         model: Changed in place.
-        rank: Rank of each adapter.
-        alpha: Adapters are scaled by alpha / rank.
-        target_modules: Endings of the names of the layers that get one.
+        settings: Of the adapters.
 
     Raises:
         ValueError: If no layer has such a name.
     """
     model.requires_grad_(False)
-    config = LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(target_modules))
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # peft divides it by the rank: any number
+        init_lora_weights="gaussian",
+        target_modules=list(settings.target_modules),
+    )
     model.add_adapter(config)
     cast_training_params(model, dtype=torch.float32)
 
 
 def lora_state_dict(unet: UNet2DConditionModel) -> dict[str, torch.Tensor]:
-    """The adapters' weights, in peft's names."""
+    """Returns the adapters' weights, in peft's names."""
     return get_peft_model_state_dict(unet)
 
 
 def checkpoint_trained_only(accelerator: Accelerator) -> None:
-    """Keeps the frozen weights out of the checkpoints of `accelerator`: they are those of the base, which is saved."""
+    """Leaves the frozen weights out of the checkpoints of `accelerator`: they are the base's."""
 
     def save(models: list[Any], weights: list[Any], output_dir: str) -> None:
         weights.clear()  # accelerate then writes no model file of its own

@@ -1,18 +1,16 @@
-"""The card of a trained folder (its README.md), and its way to the Hub."""
+"""The card of a trained folder, its README.md."""
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import HfApi, ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 
-from .. import default_model_path
-
-# What a run leaves in its folder that is not the model.
-NOT_THE_MODEL = ("checkpoint-*", "partial-*", "latents*", "latents*/**", "checkpoint-*/**", "partial-*/**")
+from ..pretrained.bundled import default_model_path
 
 TEXT = """# {name}
 
@@ -47,8 +45,6 @@ ADAPTERS = """from depthfm_diffusers import DepthFMPipeline
 pipe = DepthFMPipeline.from_pretrained("{base}")
 pipe.load_lora_weights("{name}")
 depth = pipe(image).prediction"""
-
-
 CONTROLNET = """from depthfm_diffusers import DepthFMControlNetPipeline, DepthFMPipeline, default_model_path
 from diffusers import ControlNetModel, StableDiffusionPipeline
 
@@ -58,57 +54,96 @@ pipe = DepthFMControlNetPipeline.from_pipelines(
     controlnet=ControlNetModel.from_pretrained("{name}"),
 )
 output = pipe("a prompt", image, control_mode="{control_mode}", control_percentiles={percentiles})"""
-SETTINGS = ("learning_rate", "max_train_steps", "train_batch_size", "gradient_accumulation_steps", "seed")
 
 
-def write_model_card(args: argparse.Namespace, scores: Mapping[str, float]) -> None:
-    """Writes `README.md` into `--output_dir` of `train_depthfm.py`.
+@dataclass(frozen=True)
+class CardFacts:
+    """What the cards of all models say.
+
+    Attributes:
+        output_dir: Folder of the model.
+        name: Name of the model: its repository, or its folder's name.
+        base: What training started from: folder, Hub repository or file.
+        data: Paths of the data sources.
+        settings: The flags that the card shows.
+        resumed: Whether the run was resumed: one that was complete already keeps its card.
+    """
+
+    output_dir: Path
+    name: str
+    base: str
+    data: tuple[str, ...]
+    settings: Mapping[str, Any]
+    resumed: bool
+
+
+@dataclass(frozen=True)
+class ControlNetFacts:
+    """What the card of a ControlNet says besides.
+
+    Attributes:
+        depth_model: DepthFM that estimated the depth of the training images.
+        control_mode: Mode of the control images.
+        percentiles: Percentiles of the depth that became black and white.
+        images: Held-out images that were validated, at most.
+        steps: Inference steps of the validation.
+        guidance_scale: Weight of the prompt in the validation.
+    """
+
+    depth_model: str
+    control_mode: str
+    percentiles: tuple[float, float]
+    images: int
+    steps: int
+    guidance_scale: float
+
+
+def write_model_card(facts: CardFacts, scores: Mapping[str, float], lora: bool, validation_frames: int) -> None:
+    """Writes the card of a depth model.
 
     Args:
-        args: Flags of the run.
+        facts: Of the run.
         scores: Of the last validation; empty if nothing was validated.
+        lora: Whether the model is adapters for a base.
+        validation_frames: Held-out frames that were scored, at most.
     """
-    base = args.pretrained_model_name_or_path or args.unet_config
-    usage = (ADAPTERS if args.lora_rank else WHOLE_MODEL).format(name=_name(args), base=_public_name(base))
+    usage = (ADAPTERS if lora else WHOLE_MODEL).format(name=facts.name, base=_public_name(facts.base))
     what = (
-        f"Scores of 1 step on at most {args.validation_frames} frames of scenes kept out (`_depth`, `_log`: aligned "
-        "by least squares in depth or in log depth)"
+        f"Scores of 1 step on at most {validation_frames} frames of held-out scenes (`_depth`, `_log`: aligned by "
+        "least squares in depth or in log depth)"
     )
-    tags = ["depth-estimation", "flow-matching", "depthfm", *(["lora"] if args.lora_rank else [])]
-    _write(args, base, DEPTH_TITLE, usage, what, scores, "depth-estimation", tags)
+    tags = ["depth-estimation", "flow-matching", "depthfm", *(["lora"] if lora else [])]
+    _write(facts, DEPTH_TITLE, usage, what, scores, "depth-estimation", tags)
 
 
-def write_controlnet_card(args: argparse.Namespace, scores: Mapping[str, float]) -> None:
-    """Writes `README.md` into `--output_dir` of `train_depth_controlnet.py`.
+def write_controlnet_card(facts: CardFacts, control: ControlNetFacts, scores: Mapping[str, float]) -> None:
+    """Writes the card of a depth ControlNet.
 
     Args:
-        args: Flags of the run.
+        facts: Of the run.
+        control: Of the ControlNet.
         scores: Of the last validation; empty if nothing was validated.
     """
-    bundled = Path(args.depth_model).resolve() == default_model_path().resolve()
-    facts = {
-        "name": _name(args),
-        "base": _public_name(args.pretrained_model_name_or_path),
-        "depth_model": _public_name(args.depth_model),
-        "depth_source": "default_model_path()" if bundled else f'"{_public_name(args.depth_model)}"',
-        "control_mode": args.control_mode,
-        "polarity": "near is white" if args.control_mode == "disparity" else "near is black",
-        "percentiles": tuple(args.control_percentiles),
+    bundled = Path(control.depth_model).resolve() == default_model_path().resolve()
+    values = asdict(control) | {
+        "name": facts.name,
+        "base": _public_name(facts.base),
+        "depth_model": _public_name(control.depth_model),
+        "depth_source": "default_model_path()" if bundled else f'"{_public_name(control.depth_model)}"',
+        "polarity": "near is white" if control.control_mode == "disparity" else "near is black",
     }
     what = (
-        f"Depth adherence of at most {args.validation_images} images that were kept out "
-        f"({args.validation_inference_steps} steps, guidance {args.validation_guidance_scale}): depth estimated from "
-        "what was generated, against the depth asked for, aligned in log depth"
+        f"Depth adherence of at most {control.images} held-out images ({control.steps} steps, guidance "
+        f"{control.guidance_scale}): the depth estimated from the generated image against the depth it was generated "
+        "by, aligned in log depth"
     )
     tags = ["controlnet", "stable-diffusion", "depth", "depthfm"]
-    base = args.pretrained_model_name_or_path
-    title, usage = CONTROLNET_TITLE.format(**facts), CONTROLNET.format(**facts)
-    _write(args, base, title, usage, what, scores, "text-to-image", tags)
+    title, usage = CONTROLNET_TITLE.format(**values), CONTROLNET.format(**values)
+    _write(facts, title, usage, what, scores, "text-to-image", tags)
 
 
 def _write(
-    args: argparse.Namespace,
-    base: str,
+    facts: CardFacts,
     title: str,
     usage: str,
     what_is_scored: str,
@@ -116,10 +151,10 @@ def _write(
     task: str,
     tags: Sequence[str],
 ) -> None:
-    path = Path(args.output_dir) / "README.md"
-    if not scores and args.resume_from_checkpoint and path.is_file():
-        return  # the run was complete: what was measured then is in the card
-    table = "Not validated: nothing was kept out."
+    path = facts.output_dir / "README.md"
+    if not scores and facts.resumed and path.is_file():
+        return  # the run was complete: its card has the scores
+    table = "Not validated: no frames were held out."
     if scores:
         rows = "\n".join(f"| {metric} | {value:.4f} |" for metric, value in scores.items())
         table = f"{what_is_scored}:\n\n| metric | mean |\n|---|---|\n{rows}"
@@ -127,47 +162,20 @@ def _write(
         library_name="diffusers",
         pipeline_tag=task,
         tags=list(tags),
-        base_model=base if _is_hub_id(args.pretrained_model_name_or_path) else None,
+        base_model=None if Path(facts.base).exists() else facts.base,
     )
     text = TEXT.format(
-        name=_name(args),
+        name=facts.name,
         title=title,
         usage=usage,
-        base=_public_name(base),
-        data=", ".join(_public_name(d["path"] if isinstance(d, dict) else d) for d in args.train_data),
+        base=_public_name(facts.base),
+        data=", ".join(map(_public_name, facts.data)),
         scores=table,
-        settings=json.dumps({key: getattr(args, key) for key in SETTINGS}, indent=2),
+        settings=json.dumps(dict(facts.settings), indent=2),
     )
     ModelCard(f"---\n{card.to_yaml()}\n---\n\n{text}").save(path)
 
 
-def _name(args: argparse.Namespace) -> str:
-    return args.hub_model_id or Path(args.output_dir).resolve().name
-
-
-def check_hub_access(repo_id: str) -> None:
-    """Creates the repository, before hours of training rather than after.
-
-    Raises:
-        RuntimeError: If the Hub cannot be reached, or does not let this user write there.
-    """
-    try:
-        HfApi().create_repo(repo_id, exist_ok=True)
-    except Exception as error:  # many kinds: no token, no network, offline mode, no right
-        raise RuntimeError(
-            f"--push_to_hub: cannot write to {repo_id} ({error}). Log in with `hf auth login`, or leave the flag out."
-        ) from error
-
-
-def push_to_hub(folder: Path, repo_id: str) -> None:
-    """Uploads the model, its card, its configuration and the logs; checkpoints and caches stay here."""
-    HfApi().upload_folder(repo_id=repo_id, folder_path=folder, ignore_patterns=list(NOT_THE_MODEL))
-
-
 def _public_name(path: str) -> str:
-    """A local path's last part: where it lay is nobody's business."""
+    """Returns the last part of a local path: where it is on this machine is private."""
     return Path(path).name if Path(path).exists() else path
-
-
-def _is_hub_id(name: str | None) -> bool:
-    return name is not None and not Path(name).exists()

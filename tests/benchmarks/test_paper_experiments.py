@@ -96,7 +96,7 @@ def test_sampling_undoes_what_training_asks_for(evaluations):
 
 def test_peer_trains_and_is_sampled_by_diffusers_pipeline(shard, parts, tmp_path, fresh_accelerate_state):
     flags = flow_flags(shard, parts, tmp_path / "run", "--max_train_steps", "2", "--start_share", "0.5")
-    train_marigold.train(train_marigold.parse_args(flags))
+    train_marigold.main(flags)
     pipe = train_marigold.load(tmp_path / "run")
     assert type(pipe) is MarigoldDepthPipeline
     assert pipe.scheduler.config.timestep_spacing == "trailing"

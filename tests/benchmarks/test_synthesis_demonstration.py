@@ -16,10 +16,7 @@ import train_depth_controlnet
 from diffusers import StableDiffusionPipeline
 from helpers.components import build_components
 from helpers.repository import ROOT
-from helpers.shards import (
-    sloping_frame,
-    write_shard,
-)
+from helpers.shards import sloping_frame, write_shard
 from helpers.training_runs import reset_accelerate
 from PIL import Image
 
@@ -61,7 +58,7 @@ def test_captions_are_added_and_held_out_frames_are_those_of_training(frames, tm
 def test_base_tells_captions_apart():
     """The byte tokenizer knows any prompt, and the random text encoder gives each an embedding of its own."""
     args = train_base.build_parser().parse_args(["--train_data", "x", "--output_dir", "x"])
-    pipe = train_base.build_base(args)
+    pipe = train_base.build_base(args.unet_config, args.vae)
     embeddings = [pipe.encode_prompt(p, "cpu", 1, False)[0] for p in ("a room", "a street", "", "日本")]
     assert all((a - b).abs().max() > 0.1 for i, a in enumerate(embeddings) for b in embeddings[:i])
     unknown = pipe.tokenizer.unk_token_id

@@ -17,10 +17,7 @@ from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_multi_gpu_env
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.training_utils import EMAModel
-from helpers.components import (
-    build_unet,
-    build_vae,
-)
+from helpers.components import build_unet, build_vae
 from helpers.repository import ROOT
 from step_counter import StepCounter, StepSettings, count_step, parameter_bytes, run_step
 from torch._subclasses.fake_tensor import FakeTensorMode

@@ -13,10 +13,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderTiny, DiffusionPipeline, UNet2DConditionModel
-from helpers.components import (
-    DATA,
-    build_vae,
-)
+from helpers.components import DATA, build_vae
 from helpers.ldm_reference import LdmReference
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -9,11 +9,7 @@ from pathlib import Path
 import pytest
 from diffusers import StableDiffusionPipeline
 from helpers.components import build_components
-from helpers.controlnet_parts import (
-    build_controlnet,
-    build_image,
-    build_pipelines,
-)
+from helpers.controlnet_parts import build_controlnet, build_image, build_pipelines
 from helpers.stable_diffusion import build_stable_diffusion
 
 from depthfm_diffusers import DepthFMPipeline, cli

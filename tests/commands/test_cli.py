@@ -12,25 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.components import (
-    DATA,
-    build_components,
-)
+from helpers.components import DATA, build_components
 from helpers.repository import ROOT
 from PIL import Image
 
-from depthfm_diffusers import (
-    DepthFMPipeline,
-    cli,
-)
+from depthfm_diffusers import DepthFMPipeline, cli
 from depthfm_diffusers.image_processing import load_image
 from depthfm_diffusers.inference import prediction_files
 from depthfm_diffusers.inference.input_files import collect_inputs
 from depthfm_diffusers.inference.prediction import Prediction
-from depthfm_diffusers.inference.prediction_files import (
-    SUFFIXES,
-    PredictionFolder,
-)
+from depthfm_diffusers.inference.prediction_files import SUFFIXES, PredictionFolder
 from depthfm_diffusers.utils.version import __version__
 
 COMMANDS = ["predict", "convert", "evaluate", "synthesize", "adherence", "bench"]

@@ -11,16 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from depthfm_diffusers.export.images import (
-    colorize_depth,
-    depth_to_uint16,
-    save_image,
-)
-from depthfm_diffusers.utils.files import (
-    atomic_write,
-    save_array,
-    save_json,
-)
+from depthfm_diffusers.export.images import colorize_depth, depth_to_uint16, save_image
+from depthfm_diffusers.utils.files import atomic_write, save_array, save_json
 
 RAMP = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)
 

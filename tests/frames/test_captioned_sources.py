@@ -7,17 +7,8 @@ import pickle
 
 import numpy as np
 import pytest
-from helpers.captioned import (
-    CAPTIONS,
-    picture,
-    write_caption_parquet,
-    write_caption_shard,
-    write_image_folder,
-)
-from helpers.shards import (
-    encode,
-    write_shard,
-)
+from helpers.captioned import CAPTIONS, picture, write_caption_parquet, write_caption_shard, write_image_folder
+from helpers.shards import encode, write_shard
 from PIL import Image
 
 from depthfm_diffusers.frames import CaptionSourceConfig, FrameError

@@ -14,12 +14,7 @@ from helpers.shards import sloping_frame, write_image_folder, write_pairs, write
 
 from depthfm_diffusers.evaluation.data.configs import load_benchmark
 from depthfm_diffusers.evaluation.data.open_benchmark import open_benchmark
-from depthfm_diffusers.frames import (
-    CaptionSourceConfig,
-    SourceConfig,
-    open_captioned_source,
-    open_source,
-)
+from depthfm_diffusers.frames import CaptionSourceConfig, SourceConfig, open_captioned_source, open_source
 
 FRAMES = [sloping_frame(n) for n in range(2)]
 WRITERS = {

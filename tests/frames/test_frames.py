@@ -9,10 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.shards import (
-    encode,
-    png,
-)
+from helpers.shards import encode, png
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image

@@ -10,16 +10,10 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from helpers.shards import (
-    encode,
-    png,
-)
+from helpers.shards import encode, png
 from PIL import Image
 
-from depthfm_diffusers.evaluation.data.configs import (
-    BenchmarkConfig,
-    load_benchmark,
-)
+from depthfm_diffusers.evaluation.data.configs import BenchmarkConfig, load_benchmark
 
 Files = dict[str, bytes]
 

@@ -6,11 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from helpers.shards import (
-    encode,
-    write_shard,
-    write_table,
-)
+from helpers.shards import encode, write_shard, write_table
 from PIL import Image
 
 CAPTIONS = ["a", "a a", "", "a !", "! a", "a", "! !", "a a a"]

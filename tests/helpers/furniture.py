@@ -9,10 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from scene_rendering.catalogue import Model
-from scene_rendering.geometry import (
-    Camera,
-    cast,
-)
+from scene_rendering.geometry import Camera, cast
 from scene_rendering.parts import Scene
 
 HEADER = """# A comment = ignored

@@ -6,11 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from depthfm_diffusers.inference.prediction import (
-    PredictionSettings,
-    predict_image,
-    predict_log_depth,
-)
+from depthfm_diffusers.inference.prediction import PredictionSettings, predict_image, predict_log_depth
 
 
 def test_a_file_an_array_and_a_tensor_give_the_pipelines_maps(pipe, image, tmp_path):

@@ -19,10 +19,7 @@ from PIL import Image
 
 from depthfm_diffusers import DepthFMPipeline, FlowMatchingImageToDepthScheduler, PromptEmbedding, default_model_path
 from depthfm_diffusers.loaders import registration
-from depthfm_diffusers.loaders.registration import (
-    NativeLibraryNamesMixin,
-    register_with_diffusers,
-)
+from depthfm_diffusers.loaders.registration import NativeLibraryNamesMixin, register_with_diffusers
 
 NATIVE = {
     "unet": ["diffusers", "UNet2DConditionModel"],

@@ -11,10 +11,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from helpers.components import build_unet
 from peft import LoraConfig
 
-from depthfm_diffusers.models.attention_processor import (
-    RescaledSelfAttnProcessor,
-    set_self_attention_rescaling,
-)
+from depthfm_diffusers.models.attention_processor import RescaledSelfAttnProcessor, set_self_attention_rescaling
 
 
 def explicit_attention(attn, queries, context, logit_scale):

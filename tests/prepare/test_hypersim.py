@@ -19,11 +19,7 @@ import numpy as np
 import pytest
 import verify
 from helpers.kill_points import digests
-from helpers.prepared import (
-    check_killed_command,
-    picture,
-    read_shards,
-)
+from helpers.prepared import check_killed_command, picture, read_shards
 from hypothesis import given
 from hypothesis import strategies as st
 from shard_writer import FrameRejected, UnusableFrame

@@ -17,48 +17,17 @@ import numpy as np
 import pytest
 import scenes
 import verify
-from helpers.furniture import (
-    BoxRenderer,
-    write_library,
-)
+from helpers.furniture import BoxRenderer, write_library
 from helpers.kill_points import digests
-from helpers.prepared import (
-    picture,
-    read_shards,
-)
+from helpers.prepared import picture, read_shards
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scene_rendering.catalogue import (
-    Catalogue,
-    extract_model,
-    read_catalogue,
-    read_model_names,
-)
-from scene_rendering.geometry import (
-    Box,
-    Camera,
-    cast,
-    overlap,
-    standing_box,
-)
-from scene_rendering.layout import (
-    MIN_CAMERA_DISTANCE,
-    draw_scene,
-    why_bad,
-)
-from scene_rendering.pictures import (
-    check_frame,
-    millimetres,
-    tone_map,
-)
-from scene_rendering.pool import (
-    RenderSettings,
-    render_views,
-)
-from scene_rendering.rooms import (
-    WALL_THICKNESS,
-    wall_parts,
-)
+from scene_rendering.catalogue import Catalogue, extract_model, read_catalogue, read_model_names
+from scene_rendering.geometry import Box, Camera, cast, overlap, standing_box
+from scene_rendering.layout import MIN_CAMERA_DISTANCE, draw_scene, why_bad
+from scene_rendering.pictures import check_frame, millimetres, tone_map
+from scene_rendering.pool import RenderSettings, render_views
+from scene_rendering.rooms import WALL_THICKNESS, wall_parts
 from shard_writer import FrameRejected, Sample, write_shards
 
 from depthfm_diffusers.frames import sources

@@ -15,11 +15,7 @@ import pytest
 import verify
 import virtual_kitti
 from helpers.kill_points import digests
-from helpers.prepared import (
-    check_killed_command,
-    picture,
-    read_shards,
-)
+from helpers.prepared import check_killed_command, picture, read_shards
 from PIL import Image
 
 from depthfm_diffusers.frames import sources

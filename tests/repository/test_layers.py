@@ -26,19 +26,6 @@ LAYERS = [
     ["utils"],
 ]
 HEIGHT = {name: len(LAYERS) - i for i, names in enumerate(LAYERS) for name in names} | {"": len(LAYERS) + 1}
-# Arrows that are still to be mended; nothing is added here.
-KNOWN = {
-    ("training.data.controlnet_data", ""),
-    ("training.data.controlnet_data", "training.objectives.denoising"),
-    ("training.data.flow_data", ""),
-    ("training.data.flow_data", "training.objectives.flow_objective"),
-    ("training.lora", ""),
-    ("training.model_card", ""),
-    ("training.networks.base_model", ""),
-    ("training.objectives.flow_objective", ""),
-    ("training.validation.controlnet_validation", ""),
-    ("training.validation.depth_validation", ""),
-}
 
 
 def modules(folder: Path) -> dict[str, Path]:
@@ -96,19 +83,15 @@ def test_every_folder_has_its_layer():
 
 
 def test_no_arrow_points_up():
-    up = {(source, target) for source, target in arrows() - KNOWN if height(source) < height(target)}
+    up = {(source, target) for source, target in arrows() if height(source) < height(target)}
     assert up == set()
-
-
-def test_known_arrows_are_there():
-    assert KNOWN - arrows() == set(), "mended: take it off the list"
 
 
 @pytest.mark.parametrize("depth", [4, 2, 1], ids=["modules", "folders in a layer", "folders"])
 def test_no_circles(depth):
     """Neither between modules, nor, by way of several modules, between folders."""
     graph: dict[str, set[str]] = {}
-    for source, target in arrows() - KNOWN:
+    for source, target in arrows():
         # The modules right in a folder of the package, beside its folders, stand for themselves at depth 2.
         one, other = (".".join(name.split(".")[:depth]) for name in (source, target))
         if one != other and source:

@@ -7,10 +7,10 @@ import json
 import pytest
 import train_depthfm
 
-from depthfm_diffusers.training.model_card import (
-    check_hub_access,
-    write_model_card,
-)
+from depthfm_diffusers.training import run
+from depthfm_diffusers.training.config import card_facts, trainer_settings
+from depthfm_diffusers.training.hub import check_hub_access
+from depthfm_diffusers.training.model_card import write_model_card
 
 BASE = ["--train_data", "a.tar", "--output_dir", "o", "--pretrained_model_name_or_path", "m"]
 
@@ -79,7 +79,8 @@ def test_card_names_base_data_and_scores_but_no_path(tmp_path):
         "--pretrained_model_name_or_path",
         "org/depthfm",
     ]
-    write_model_card(train_depthfm.parse_args(flags), {"abs_rel_log": 0.1234})
+    facts = card_facts(train_depthfm.parse_args(flags), "org/depthfm")
+    write_model_card(facts, {"abs_rel_log": 0.1234}, lora=False, validation_frames=32)
     card = (tmp_path / "README.md").read_text()
     assert "library_name: diffusers" in card
     assert "base_model: org/depthfm" in card
@@ -87,7 +88,7 @@ def test_card_names_base_data_and_scores_but_no_path(tmp_path):
     assert "shards" in card
     assert "secret" not in card
     assert "load_lora_weights" not in card
-    write_model_card(train_depthfm.parse_args([*flags, "--lora_rank", "4"]), {})
+    write_model_card(facts, {}, lora=True, validation_frames=32)
     card = (tmp_path / "README.md").read_text()
     assert "load_lora_weights" in card
     assert "Not validated" in card
@@ -99,20 +100,16 @@ def test_hub_that_cannot_be_written_is_said_before_training():
 
 
 def test_trackers_that_are_missing_are_named(tmp_path, monkeypatch):
-    from depthfm_diffusers.training import loop
-
-    monkeypatch.setattr(loop, "find_spec", lambda name: None)
+    monkeypatch.setattr(run, "find_spec", lambda name: None)
     args = train_depthfm.parse_args([*BASE, "--report_to", "wandb"])
     with pytest.raises(ImportError, match=r"needs wandb: pip install 'depthfm_diffusers\[wandb\]'"):
-        loop.build_accelerator(args)
+        run.build_accelerator(trainer_settings(args))
 
 
 def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path, monkeypatch, fresh_accelerate_state):
     """As two CPU processes under a GPU configuration are, each the first of one."""
-    from depthfm_diffusers.training import loop
-
     monkeypatch.setenv("WORLD_SIZE", "2")
     flags = [*BASE[:2], "--output_dir", str(tmp_path / "out"), *BASE[4:], "--report_to", "none"]
     with pytest.raises(RuntimeError, match="2 processes were launched, but accelerate sees 1"):
-        loop.build_accelerator(train_depthfm.parse_args(flags))
+        run.build_accelerator(trainer_settings(train_depthfm.parse_args(flags)))
     assert not (tmp_path / "out").exists()

@@ -8,17 +8,12 @@ import pytest
 import torch
 import train_depthfm
 from helpers.components import build_components
-from helpers.training_runs import (
-    flow_flags,
-    reset_accelerate,
-)
+from helpers.training_runs import flow_flags, reset_accelerate
 from safetensors.torch import load_file
 
 from depthfm_diffusers import DepthFMPipeline
-from depthfm_diffusers.training.lora import (
-    add_lora,
-    lora_state_dict,
-)
+from depthfm_diffusers.training.lora import add_lora, lora_state_dict
+from depthfm_diffusers.training.settings import LoraSettings
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate_state")
 
@@ -89,9 +84,9 @@ def test_resumed_adapters_equal_those_never_stopped(shard, parts, base, tmp_path
     train_depthfm.main(whole)
     reset_accelerate()
     first = lora_flags(shard, parts, base, tmp_path / "halves", "--max_train_steps", "4")
-    train_depthfm.main(first)
+    shutil.copytree(tmp_path / "whole", tmp_path / "halves")
+    (tmp_path / "halves" / "pytorch_lora_weights.safetensors").unlink()
     shutil.rmtree(tmp_path / "halves" / "checkpoint-4")
-    reset_accelerate()
     train_depthfm.main([*first, "--resume_from_checkpoint", "latest"])
     one, other = (load_file(tmp_path / n / "pytorch_lora_weights.safetensors") for n in ("whole", "halves"))
     assert one.keys() == other.keys()
@@ -101,4 +96,4 @@ def test_resumed_adapters_equal_those_never_stopped(shard, parts, base, tmp_path
 
 def test_no_layer_of_that_name_is_refused():
     with pytest.raises(ValueError, match="to_nowhere"):
-        add_lora(build_components()["unet"], 2, 2.0, ("to_nowhere",))
+        add_lora(build_components()["unet"], LoraSettings(2, 2.0, ("to_nowhere",)))

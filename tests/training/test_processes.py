@@ -14,10 +14,7 @@ from accelerate.data_loader import prepare_data_loader
 from helpers.training_runs import flow_flags
 from torch.utils.data import DataLoader
 
-from depthfm_diffusers.training.data.sampling import (
-    EpochBatchSampler,
-    SourceIndices,
-)
+from depthfm_diffusers.training.data.sampling import EpochBatchSampler, SourceIndices
 
 TRAINING = Path(train_depthfm.__file__).parent
 
@@ -29,7 +26,9 @@ def scalars(run: Path, name: str) -> list[float]:
     return [event.value for event in events.Scalars(name)]
 
 
-def test_two_processes_give_the_curve_of_one_with_twice_the_accumulation(shard, parts, tmp_path):
+def test_two_processes_give_the_curve_of_one_with_twice_the_accumulation(
+    shard, parts, tmp_path, fresh_accelerate_state
+):
     more = (
         "--max_train_steps",
         "5",
@@ -44,19 +43,13 @@ def test_two_processes_give_the_curve_of_one_with_twice_the_accumulation(shard, 
         "0.1",
     )
     config = TRAINING / "configs" / "accelerate" / "cpu_two_processes.yaml"
-    launch = [sys.executable, "-m", "accelerate.commands.launch"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    for name, start, flags in (
-        ("two", [*launch, "--config_file", str(config)], ()),
-        ("one", [sys.executable], ("--gradient_accumulation_steps", "2")),
-    ):
-        command = [
-            *start,
-            str(TRAINING / "train_depthfm.py"),
-            *flow_flags(shard, parts, tmp_path / name, *more, *flags),
-        ]
-        run = subprocess.run(command, capture_output=True, text=True, env=environment)
-        assert run.returncode == 0, run.stderr
+    command = [*launch, str(TRAINING / "train_depthfm.py"), *flow_flags(shard, parts, tmp_path / "two", *more)]
+    two = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+    train_depthfm.main(flow_flags(shard, parts, tmp_path / "one", *more, "--gradient_accumulation_steps", "2"))
+    messages = two.communicate()[1]
+    assert two.returncode == 0, messages
     for name in ("loss", "normals", "learning_rate"):
         one, two = scalars(tmp_path / "one", name), scalars(tmp_path / "two", name)
         assert len(one) == 5

@@ -15,27 +15,20 @@ import train_depth_controlnet
 from accelerate import Accelerator
 from diffusers import ControlNetModel, DDPMScheduler, StableDiffusionPipeline
 from helpers import forked_python
-from helpers.captioned import (
-    picture,
-    write_caption_shard,
-    write_image_folder,
-)
+from helpers.captioned import picture, write_caption_shard, write_image_folder
 from helpers.components import build_components
 from helpers.controlnet_parts import build_controlnet as build_effective_controlnet
 from helpers.stable_diffusion import build_stable_diffusion
-from helpers.training_runs import (
-    assert_same_state,
-    reset_accelerate,
-)
+from helpers.training_runs import assert_same_state, reset_accelerate
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import CLIPTokenizer
 
 from depthfm_diffusers import DepthFMControlNetPipeline, DepthFMPipeline
 from depthfm_diffusers.control_image import control_image_from_log_depth
 from depthfm_diffusers.training.data.controlnet_data import (
-    CachedControl,
     ControlImages,
     DepthControl,
     PromptTokens,
@@ -45,17 +38,13 @@ from depthfm_diffusers.training.data.controlnet_data import (
     image_view,
 )
 from depthfm_diffusers.training.data.depth_transforms import AugmentationConfig
+from depthfm_diffusers.training.data.draws import DiffusionDraws
+from depthfm_diffusers.training.data.latent_cache import CachedSamples, CacheSettings
+from depthfm_diffusers.training.data.samples import SampleSettings
 from depthfm_diffusers.training.data.sources import open_captioned_images
-from depthfm_diffusers.training.networks.controlnet_model import (
-    build_controlnet,
-    predict_with_control,
-)
-from depthfm_diffusers.training.objectives.denoising import (
-    DiffusionDraws,
-    denoising_loss,
-)
+from depthfm_diffusers.training.networks.controlnet_model import build_controlnet, predict_with_control
+from depthfm_diffusers.training.objectives.denoising import denoising_loss
 
-SCRIPT = Path(train_depth_controlnet.__file__)
 # What a run leaves: no averaged weights by default.
 STATE = ("diffusion_pytorch_model", "checkpoint", "optimizer.bin")
 
@@ -104,16 +93,15 @@ def depth_control(models, mode: str = "disparity") -> DepthControl:
     return DepthControl(estimator, None, mode, (2.0, 98.0))
 
 
-def control_images(models, source, **settings) -> ControlImages:
+def control_images(models, source, empty_prompts: float = 0.5, **settings) -> ControlImages:
     frames = open_captioned_images([str(source)])
-    tokens = PromptTokens(StableDiffusionPipeline.from_pretrained(models["1.5"]).tokenizer)
-    options = {
-        "augmentation": AugmentationConfig(),
-        "draws": DiffusionDraws(1000, 4, 0.5),
-        "resolution": None,
-        "depth_noise": (4, 8),
-    } | settings
-    return ControlImages(frames, range(len(frames)), tokens=tokens, downsampling=8, seed=0, **options)
+    tokens = PromptTokens(CLIPTokenizer.from_pretrained(models["1.5"] / "tokenizer"))
+    draws = DiffusionDraws(1000, 4, empty_prompts)
+    return ControlImages(frames, range(len(frames)), SampleSettings(**settings), tokens, draws, 8, depth_noise=(4, 8))
+
+
+def cache_once(folder, vae, control, dataset) -> CachedSamples:
+    return cache_control(vae, control, dataset, CacheSettings(folder, 1, 4), Accelerator(cpu=True))
 
 
 # What is trained, and what comes of it.
@@ -248,7 +236,7 @@ def test_lora_trains_adapters_and_leaves_a_whole_controlnet(start, models, image
 
 @pytest.mark.parametrize("proportion", [0.0, 0.5, 1.0])
 def test_proportion_of_empty_prompts(proportion, models, images):
-    dataset = control_images(models, images, draws=DiffusionDraws(1000, 4, proportion))
+    dataset = control_images(models, images, empty_prompts=proportion)
     left_out = np.mean([dataset[(epoch, i)]["without_prompt"] for epoch in range(25) for i in range(8)])
     assert left_out == pytest.approx(proportion, abs=0.12 if proportion == 0.5 else 0)
 
@@ -270,7 +258,7 @@ def test_resumed_run_equals_one_never_stopped(models, images, tmp_path, extra):
     """Bit for bit: weights and optimizer state; across an epoch's end."""
     more = (*extra, "--max_train_steps", "6")
     train(models, images, tmp_path / "whole", *more)
-    train(models, images, tmp_path / "resumed", *more)
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
     for leftover in ("checkpoint-4", "checkpoint-6"):
         shutil.rmtree(tmp_path / "resumed" / leftover)
     (tmp_path / "resumed" / "diffusion_pytorch_model.safetensors").unlink()
@@ -281,7 +269,7 @@ def test_resumed_run_equals_one_never_stopped(models, images, tmp_path, extra):
 def test_run_killed_at_a_random_step_ends_as_one_never_stopped(models, images, tmp_path):
     more = ("--max_train_steps", "10")
     train(models, images, tmp_path / "whole", *more)
-    command = [str(SCRIPT), *flags(models, images, tmp_path / "killed", *more)]
+    command = [train_depth_controlnet.__file__, *flags(models, images, tmp_path / "killed", *more)]
     command += ["--resume_from_checkpoint", "latest"]
     seed = random.randrange(10**6)
     reached = random.Random(seed).choice([2, 4, 6])
@@ -316,8 +304,7 @@ def test_control_is_the_pipelines_own(models, images):
 def test_cached_samples_equal_encoded_ones(models, images, tmp_path):
     vae, control = StableDiffusionPipeline.from_pretrained(models["1.5"]).vae, depth_control(models)
     dataset = control_images(models, images, augmentation=AugmentationConfig(flip=True, min_crop=0.8))
-    folder = cache_control(tmp_path, vae, control, dataset, 1, 4, Accelerator(cpu=True))
-    cached = CachedControl(folder, len(dataset), 1, dataset.draws, seed=0)
+    cached = cache_once(tmp_path, vae, control, dataset)
     for index in (0, 5):
         sample = dataset[(0, index)]
         expected = encode_control_batch(vae, control, {name: value[None] for name, value in sample.items()})
@@ -331,8 +318,8 @@ def test_cached_samples_equal_encoded_ones(models, images, tmp_path):
 def test_another_choice_meets_no_old_cache(what, models, tmp_path):
     vae, control = StableDiffusionPipeline.from_pretrained(models["1.5"]).vae, depth_control(models)
     first = control_images(models, write_image_folder(tmp_path / "a", count=2))
-    old = cache_control(tmp_path / "cache", vae, control, first, 1, 2, Accelerator(cpu=True))
-    assert cache_control(tmp_path / "cache", vae, control, first, 1, 2, Accelerator(cpu=True)) == old
+    old = cache_once(tmp_path / "cache", vae, control, first).files.folder
+    assert cache_once(tmp_path / "cache", vae, control, first).files.folder == old
     second = first
     if what == "mode":
         control = depth_control(models, "depth")
@@ -347,7 +334,7 @@ def test_another_choice_meets_no_old_cache(what, models, tmp_path):
         else:
             Image.fromarray(picture(5)).save(folder / "photo0.png")
         second = control_images(models, folder)
-    assert cache_control(tmp_path / "cache", vae, control, second, 1, 2, Accelerator(cpu=True)) != old
+    assert cache_once(tmp_path / "cache", vae, control, second).files.folder != old
 
 
 @given(
@@ -374,7 +361,7 @@ def test_a_bad_image_is_an_error_or_a_sample_that_does_not_count(models, tmp_pat
     with pytest.raises(ValueError, match=r"photo1\.png.*not a readable image"):
         control_images(models, folder)[(0, 1)]
     Accelerator(cpu=True)  # whose logger is used
-    sample = control_images(models, folder, skip_bad_images=True)[(0, 1)]
+    sample = control_images(models, folder, skip_bad_frames=True)[(0, 1)]
     assert sample["weight"] == 0
     assert sample["skipped"] == 1
     schedule = DDPMScheduler()
@@ -453,7 +440,7 @@ def test_adapters_of_a_new_controlnet_leave_its_new_layers_trainable(models):
          "--conditioning_embedding_out_channels", *"4488"]
     )  # fmt: skip
     unet = StableDiffusionPipeline.from_pretrained(models["1.5"]).unet
-    controlnet = build_controlnet(args, unet, 8)
+    controlnet = build_controlnet(train_depth_controlnet.controlnet_settings(args), unet, 8)
     trained = {name for name, parameter in controlnet.named_parameters() if parameter.requires_grad}
     assert any("lora_A" in name for name in trained)
     assert "controlnet_mid_block.weight" in trained

@@ -15,17 +15,9 @@ import train_depthfm
 import yaml
 from diffusers import AutoencoderKL, DiffusionPipeline
 from helpers.components import build_unet
-from helpers.shards import (
-    png,
-    sloping_frame,
-    write_pairs,
-    write_shard,
-)
+from helpers.shards import png, sloping_frame, write_pairs, write_shard
 from helpers.stable_diffusion import build_stable_diffusion
-from helpers.training_runs import (
-    flow_flags,
-    reset_accelerate,
-)
+from helpers.training_runs import flow_flags, reset_accelerate
 from safetensors.torch import load_file
 
 import depthfm_diffusers

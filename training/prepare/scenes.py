@@ -19,16 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from prepare_command import exit_code, positive_fraction
-from scene_rendering.catalogue import (
-    Catalogue,
-    read_catalogue,
-    read_model_names,
-)
-from scene_rendering.pool import (
-    RenderedFrame,
-    RenderSettings,
-    ScenePool,
-)
+from scene_rendering.catalogue import Catalogue, read_catalogue, read_model_names
+from scene_rendering.pool import RenderedFrame, RenderSettings, ScenePool
 from shard_writer import file_sha256, in_random_order, write_shards
 
 PREFIX = "scenes"

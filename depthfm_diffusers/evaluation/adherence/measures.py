@@ -17,10 +17,7 @@ import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import retrieve_latents
 from numpy.typing import NDArray
 
-from ...control_image import (
-    DEFAULT_CONTROL_PERCENTILES,
-    check_control_arguments,
-)
+from ...control_image import DEFAULT_CONTROL_PERCENTILES, check_control_arguments
 from ...image_processing import resize
 from ...inference.prediction import PredictionSettings, predict_log_depth
 from ...pipelines.depthfm.pipeline_depthfm import DepthFMPipeline
@@ -29,10 +26,7 @@ from ...pipelines.depthfm_controlnet.pipeline_depthfm_controlnet import DepthFMC
 from ..choices import CONDITIONS
 from ..metrics.alignment import align
 from ..metrics.boundary import boundary_f1
-from ..metrics.metrics import (
-    absolute_relative_error,
-    delta_accuracy,
-)
+from ..metrics.metrics import absolute_relative_error, delta_accuracy
 
 REFERENCE = "photo"
 MEASURES = ("abs_rel", "delta1", "boundary_f1", "correlation")

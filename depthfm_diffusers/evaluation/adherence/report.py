@@ -6,17 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..choices import ADHERENCE_FORMAT
-from ..runs.means import (
-    BOOTSTRAP,
-    bootstrap_interval,
-    defined_values,
-    format_value,
-    mean_of,
-)
-from .measures import (
-    MEASURES,
-    REFERENCE,
-)
+from ..runs.means import BOOTSTRAP, bootstrap_interval, defined_values, format_value, mean_of
+from .measures import MEASURES, REFERENCE
 
 COMPARED = ("none", "shuffled")
 TABLE = {"abs_rel": "AbsRel", "delta1": "δ1", "boundary_f1": "edge F1", "correlation": "correlation"}

@@ -15,45 +15,16 @@ from numpy.typing import NDArray
 
 from ...checkpoints.weights_hash import weights_sha256
 from ...control_image import control_image_from_log_depth
-from ...image_processing import (
-    load_image,
-    load_images,
-    resize,
-)
-from ...inference.result_folder import (
-    describe_environment,
-    describe_scheduler,
-    hardware_name,
-)
+from ...image_processing import load_image, load_images, resize
+from ...inference.result_folder import describe_environment, describe_scheduler, hardware_name
 from ...pipelines.depthfm_controlnet.controlnet_inputs import to_pil
 from ...pipelines.depthfm_controlnet.pipeline_depthfm_controlnet import DepthFMControlNetPipeline
-from ...utils.files import (
-    atomic_write,
-    save_array,
-)
-from ..runs.contact_sheet import (
-    color_depth,
-    draw_sheet,
-)
+from ...utils.files import atomic_write, save_array
+from ..runs.contact_sheet import color_depth, draw_sheet
 from ..runs.means import format_value
-from ..runs.resumable_run import (
-    named_image,
-    partial_folder,
-    run_over_images,
-)
-from .images import (
-    PromptedImage,
-    check_images,
-    fingerprint,
-)
-from .measures import (
-    REFERENCE,
-    AdherenceSettings,
-    AdherenceTest,
-    aligned_depths,
-    depth_adherence,
-    draw_partners,
-)
+from ..runs.resumable_run import named_image, partial_folder, run_over_images
+from .images import PromptedImage, check_images, fingerprint
+from .measures import REFERENCE, AdherenceSettings, AdherenceTest, aligned_depths, depth_adherence, draw_partners
 from .report import build_adherence_report
 
 MAX_PROMPT = 80

@@ -12,12 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...frames.reader import first_few
-from .configs import (
-    FRACTION_CROPS,
-    NYU_EIGEN_CROP,
-    NYU_SIZE,
-    BenchmarkConfig,
-)
+from .configs import FRACTION_CROPS, NYU_EIGEN_CROP, NYU_SIZE, BenchmarkConfig
 
 KITTI_BENCHMARK_SIZE = (1216, 352)
 

@@ -8,17 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ...frames import (
-    FrameError,
-    SourceConfig,
-    decode_frame,
-    split_by_scene,
-)
+from ...frames import FrameError, SourceConfig, decode_frame, split_by_scene
 from ...frames.formats import files_in
-from ...frames.headers import (
-    depth_size,
-    picture_size,
-)
+from ...frames.headers import depth_size, picture_size
 from ...frames.pairs import PairReader
 from ...frames.shards import ShardReader
 from ...frames.sources import scene_names

@@ -12,24 +12,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ...frames import EncodedFrame
-from ...frames.decoding import (
-    decode_image,
-    open_picture,
-)
-from ...frames.headers import (
-    npy_size,
-    picture_size,
-    png16_size,
-)
+from ...frames.decoding import decode_image, open_picture
+from ...frames.headers import npy_size, picture_size, png16_size
 from ...frames.reader import first_few
 from ...frames.stored_files import StoredFile
 from .benchmark_data import BenchmarkData
 from .configs import BenchmarkConfig
-from .file_lists import (
-    fill,
-    placeholders,
-    read_file_list,
-)
+from .file_lists import fill, placeholders, read_file_list
 from .storage import Storage
 
 MASK_KINDS = "biuf"

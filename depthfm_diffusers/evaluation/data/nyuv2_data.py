@@ -13,11 +13,7 @@ from numpy.typing import NDArray
 from ...utils.imports import import_optional
 from .benchmark_data import BenchmarkData
 from .configs import BenchmarkConfig
-from .file_lists import (
-    fill,
-    placeholders,
-    read_file_list,
-)
+from .file_lists import fill, placeholders, read_file_list
 
 LABELED_MAT = "nyu_depth_v2_labeled.mat"
 FRAMES = 1449

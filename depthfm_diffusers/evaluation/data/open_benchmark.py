@@ -5,17 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from .benchmark_data import (
-    BenchmarkData,
-    Sample,
-)
+from .benchmark_data import BenchmarkData, Sample
 from .configs import BenchmarkConfig
 from .frame_data import FrameData
 from .listed_data import ListedData
-from .nyuv2_data import (
-    LABELED_MAT,
-    LabeledMatData,
-)
+from .nyuv2_data import LABELED_MAT, LabeledMatData
 
 __all__ = ["BenchmarkData", "Sample", "open_benchmark"]
 

@@ -5,15 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from ...frames.stored_files import (
-    Span,
-    StoredFile,
-    tar_members,
-)
-from .file_lists import (
-    as_expression,
-    as_glob,
-)
+from ...frames.stored_files import Span, StoredFile, tar_members
+from .file_lists import as_expression, as_glob
 
 
 class Storage:

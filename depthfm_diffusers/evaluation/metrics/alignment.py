@@ -10,10 +10,7 @@ from numpy.typing import NDArray
 
 from ...image_processing import depth_from_log_depth
 from ..choices import ALIGNMENT_SPACES
-from .masks import (
-    check_maps,
-    per_image,
-)
+from .masks import check_maps, per_image
 
 MIN_DEPTH = 1e-3
 # Images with fewer valid pixels are not scored: scale and shift fit two pixels exactly, whatever the prediction is.

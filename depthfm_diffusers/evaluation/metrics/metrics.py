@@ -14,11 +14,7 @@ from numpy.typing import NDArray
 
 from ...geometry import depth_to_normals
 from .boundary import boundary_f1
-from .masks import (
-    check_maps,
-    masked_mean,
-    per_image,
-)
+from .masks import check_maps, masked_mean, per_image
 
 Maps = NDArray[np.floating]
 Mask = NDArray[np.bool_]

@@ -7,10 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .masks import (
-    check_maps,
-    per_image,
-)
+from .masks import check_maps, per_image
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,8 @@ import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from PIL import Image
 
-from ...control_image import (
-    check_control_arguments,
-    control_image_from_log_depth,
-)
-from ...image_processing import (
-    depth_from_log_depth,
-    load_images,
-)
+from ...control_image import check_control_arguments, control_image_from_log_depth
+from ...image_processing import depth_from_log_depth, load_images
 from ..pipeline_output import collect_maps
 from .controlnet_checks import (
     aligned_guidance,

@@ -13,10 +13,7 @@ from ...control_image import DEFAULT_CONTROL_PERCENTILES
 from ...loaders.registration import NativeLibraryNamesMixin
 from .controlnet_generation import ControlNetGenerationMixin
 from .controlnet_imports import StableDiffusionControlNetInpaintPipeline
-from .controlnet_inputs import (
-    load_initial_images,
-    load_masks,
-)
+from .controlnet_inputs import load_initial_images, load_masks
 from .pipeline_output import DepthFMControlNetOutput
 
 

@@ -1,4 +1,4 @@
-"""Frames as tensors, and the augmentations that keep their geometry true."""
+"""Frames as tensors, and augmentations that keep depth and camera consistent with the image."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ...frames import Frame
 
 @dataclass(frozen=True)
 class AugmentationConfig:
-    """Ranges of the random changes to a frame; the defaults of each field switch it off.
+    """Ranges of the random changes to a frame; the default of each field switches it off.
 
     Attributes:
         flip: Whether to mirror half of the frames.
@@ -43,7 +43,7 @@ class View:
         depth: 1×H×W, float32 metres, 0 where not known.
         intrinsics: 3×3, float32, pixels, as `depthfm_diffusers.geometry` defines them; NaN where the camera is not
             known.
-        sky: 1×H×W, bool; where the data say that there is sky.
+        sky: 1×H×W, bool; where the data mark sky.
     """
 
     image: torch.Tensor
@@ -52,23 +52,27 @@ class View:
     sky: torch.Tensor
 
 
+def image_tensor(image: np.ndarray) -> torch.Tensor:
+    """Converts an image from H×W×3, uint8, to 3×H×W, float32 in [0, 1]."""
+    return torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 255
+
+
 def frame_to_view(frame: Frame) -> View:
-    """The frame as it is, as tensors."""
-    image = torch.from_numpy(frame.image.copy()).permute(2, 0, 1).float() / 255
+    """Converts a frame to tensors, unchanged."""
     depth = torch.from_numpy(frame.depth.copy())[None]
     if frame.intrinsics is None:
         intrinsics = torch.full((3, 3), math.nan)
     else:
         intrinsics = torch.from_numpy(frame.intrinsics.copy())
     sky = torch.zeros_like(depth, dtype=torch.bool) if frame.sky is None else torch.from_numpy(frame.sky.copy())[None]
-    return View(image, depth, intrinsics, sky)
+    return View(image_tensor(frame.image), depth, intrinsics, sky)
 
 
 def augment_view(view: View, config: AugmentationConfig, rng: np.random.Generator) -> View:
-    """Random crop (resized back), mirror and colour change; depth is resized without mixing neighbours.
+    """Crops at random (and resizes back), mirrors and changes colours; depth is resized without mixing neighbours.
 
-    A crop keeps planar depth as it is and changes the intrinsics; a mirror moves the principal point. Intrinsics that
-    are not known stay so. What is drawn from `rng` depends on the view's size and the ranges alone.
+    A crop leaves planar depth unchanged and changes the intrinsics; a mirror moves the principal point. Unknown
+    intrinsics stay unknown. What is drawn from `rng` depends on the view's size and the ranges alone.
     """
     if config.min_crop < 1.0:
         view = _random_crop(view, config.min_crop, rng)
@@ -113,7 +117,7 @@ def resize_view(view: View, height: int, width: int) -> View:
     sky = F.interpolate(view.sky[None].float(), (height, width), mode="nearest-exact")[0] > 0
     scale = torch.tensor([width / view.image.shape[-1], height / view.image.shape[-2], 1.0])
     intrinsics = view.intrinsics * scale[:, None]
-    # Pixel centres are integers: the image's edge, which stays where it is, is half a pixel outside.
+    # Pixel centres are at integers, and the image's edge, which does not move, is half a pixel outside of them.
     intrinsics[:2, 2] += (scale[:2] - 1) / 2
     return View(image.clamp(0, 1), depth, intrinsics, sky)
 

@@ -3,173 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
+from functools import partial
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.logging import get_logger
-from torch.utils.data import Dataset
 
-from ... import DepthFMPipeline
-from ...depth_normalization import (
-    DepthNormalization,
-    NormalizedDepth,
-    normalize_log_depth,
-)
-from ...frames import FrameError
-from ..objectives.flow_objective import (
-    TimeDistribution,
-    latent_weight,
-)
-from .depth_transforms import (
-    AugmentationConfig,
-    View,
-    augment_view,
-    frame_to_view,
-    resize_view,
-)
-from .latent_cache import (
-    CacheFiles,
-    Item,
-    cache_key,
-    encode_batches,
-    fill_cache,
-    is_complete,
-)
-from .sampling import sample_rng
+from ...depth_normalization import DepthNormalization, NormalizedDepth, normalize_log_depth
+from ...frames import Frame
+from ...pipelines.depthfm.pipeline_depthfm import DepthFMPipeline
+from .depth_transforms import View, frame_to_view, resize_view
+from .draws import FlowDraws
+from .latent_cache import CachedSamples, CacheSettings, cache_key, fill_cache, is_complete
+from .samples import SampleSettings, TrainingSamples
 from .sources import MixedFrames
 
-logger = get_logger(__name__)
-
-LATENT_CHANNELS = 4
-GEOMETRY = ["depth", "sky", "intrinsics"]  # kept as they are: halved depth has no surface normals left
+GEOMETRY = ["depth", "sky", "intrinsics"]  # kept in full precision: rounded depth has no surface normals
 
 
-@dataclass(frozen=True)
-class FlowDraws:
-    """What is drawn for each sample: the flow time and Gaussian noise.
+class FlowFrames(TrainingSamples):
+    """Augmented frames with everything the flow's objective needs, see `TrainingSamples`.
 
-    Attributes:
-        times: Distribution of t.
-        path_noise: Whether noise for the smoothing of the path (sigma_min > 0) is drawn too.
-    """
-
-    times: TimeDistribution
-    path_noise: bool = False
-
-    def draw(self, rng: np.random.Generator, latent_size: Sequence[int]) -> dict[str, torch.Tensor]:
-        """Returns `time` (scalar), `noise` and, if asked for, `path_noise` (4×h×w each)."""
-        names = ("noise", "path_noise") if self.path_noise else ("noise",)
-        drawn = {"time": torch.tensor(self.times.sample(rng))}
-        for name in names:
-            noise = rng.standard_normal((LATENT_CHANNELS, *latent_size), dtype=np.float32)
-            drawn[name] = torch.from_numpy(noise)
-        return drawn
-
-
-class FlowFrames(Dataset):
-    """Augmented frames with everything the objective needs, drawn from (seed, epoch, index) alone.
+    A sample has `image` (3×H×W in [-1, 1]), `depth_map` (1×H×W, normalised log depth), `valid` (1×H×W, where it
+    counts), `depth` (1×H×W, metres), `known` (1×H×W, where the depth is known), `sky` (1×H×W), `bounds` (2, log
+    metres), `intrinsics` (3×3, NaN if not known), `without_depth` and `skipped` (0 or 1), and what `FlowDraws.draw`
+    returns. A skipped frame has no valid depth, so that it does not count in the loss.
 
     Args:
-        frames: Where the frames come from.
+        frames: All frames.
         indices: Which of them are used.
-        augmentation: Random changes to each frame.
+        settings: How a frame becomes a sample.
         normalization: How depth becomes the depth map.
         draws: What is drawn besides.
-        resolution: Height and width every frame is resized to; `None` leaves them as they are.
         downsampling: Pixels per latent cell.
-        seed: Seed of the run.
-        skip_bad_frames: A frame that cannot be used becomes a sample without valid depth, which changes nothing in
-            the loss and is counted, instead of an error.
-
-    Raises:
-        ValueError: If the size is no multiple of `downsampling`, or no frame can be read.
     """
 
     def __init__(
         self,
         frames: MixedFrames,
         indices: Sequence[int],
-        augmentation: AugmentationConfig,
+        settings: SampleSettings,
         normalization: DepthNormalization,
         draws: FlowDraws,
-        resolution: tuple[int, int] | None,
         downsampling: int,
-        seed: int,
-        skip_bad_frames: bool = False,
     ) -> None:
-        self.frames = frames
-        self.indices = [int(i) for i in indices]
-        self.augmentation = augmentation
+        super().__init__(frames, indices, settings, draws, downsampling)
         self.normalization = normalization
-        self.draws = draws
-        self.downsampling = downsampling
-        self.seed = seed
-        self.resize = resolution is not None
-        self.skip_bad_frames = skip_bad_frames
-        self.size = tuple(resolution) if resolution else self._first_size()
-        if any(side % downsampling for side in self.size):
-            raise ValueError(
-                f"{'--resolution' if resolution else 'The frames'}: height and width {self.size} must be multiples of "
-                f"{downsampling}, the autoencoder's factor; set --resolution HEIGHT WIDTH."
-            )
 
-    def __len__(self) -> int:
-        """Number of frames."""
-        return len(self.indices)
-
-    def __getitem__(self, item: tuple[int, int]) -> dict[str, torch.Tensor]:
-        """Returns one sample.
-
-        `image` (3×H×W in [-1, 1]), `depth_map` (1×H×W, normalised log depth), `valid` (1×H×W, where it counts),
-        `depth` (1×H×W, metres), `known` (1×H×W, where there is a depth), `sky` (1×H×W), `bounds` (2, log metres),
-        `intrinsics` (3×3, NaN if not known), `without_depth`, `skipped` (0 or 1), and what `FlowDraws.draw` returns.
-
-        Raises:
-            ValueError: If the frame has another size than the first and no resolution is set.
-            FrameError: If the frame cannot be used and is not to be skipped.
-        """
-        epoch, index = item
-        rng = sample_rng(self.seed, epoch, index)
-        try:
-            view, skipped = self._view(self.indices[index]), 0.0
-        except FrameError as error:
-            if not self.skip_bad_frames:
-                raise
-            logger.warning(f"Skipped: {error}", main_process_only=False)
-            view, skipped = self._nothing(), 1.0
-        sample = self._targets(augment_view(view, self.augmentation, rng))
-        latent_size = tuple(side // self.downsampling for side in self.size)
-        return sample | {"skipped": torch.tensor(skipped)} | self.draws.draw(rng, latent_size)
-
-    def _first_size(self) -> tuple[int, ...]:
-        for index in self.indices:
-            try:
-                return self.frames[index].depth.shape
-            except FrameError:
-                if not self.skip_bad_frames:
-                    raise
-        raise ValueError("--train_data: no frame is left to train on.")
-
-    def _view(self, index: int) -> View:
-        frame = self.frames[index]
-        if self.resize:
+    def view(self, frame: Frame, rng: np.random.Generator) -> View:
+        """Returns a frame at the size of the samples: resized, if a resolution is set."""
+        if self.settings.resolution:
             return resize_view(frame_to_view(frame), *self.size)
-        if frame.depth.shape != self.size:
-            raise ValueError(
-                f"Frame {frame.key!r} is {frame.depth.shape} (height, width), the first frame {self.size}: "
-                "set --resolution HEIGHT WIDTH."
-            )
+        self.check_size(frame)
         return frame_to_view(frame)
 
-    def _nothing(self) -> View:
-        height, width = self.size
-        sky = torch.zeros(1, height, width, dtype=torch.bool)
-        return View(torch.zeros(3, height, width), torch.zeros(1, height, width), torch.full((3, 3), torch.nan), sky)
-
-    def _targets(self, view: View) -> dict[str, torch.Tensor]:
+    def tensors(self, frame: Frame | None, view: View) -> dict[str, torch.Tensor]:
+        """Returns the tensors of a sample, see the class."""
         normalized = normalize_log_depth(view.depth, self.normalization, view.sky)
         return {
             "image": view.image * 2 - 1,
@@ -182,7 +73,7 @@ class FlowFrames(Dataset):
 
 
 def depth_targets(normalized: NormalizedDepth) -> dict[str, torch.Tensor]:
-    """What the losses on the decoded estimate compare with: `depth_map`, `valid`, `known` (1×H×W each), `bounds`."""
+    """Returns the truth for decoded losses: `depth_map`, `valid`, `known` (1×H×W each) and `bounds` (2)."""
     return {
         "depth_map": normalized.values,
         "valid": normalized.valid,
@@ -193,108 +84,69 @@ def depth_targets(normalized: NormalizedDepth) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def encode_batch(pipe: DepthFMPipeline, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Adds `image_latent`, `depth_latent` (B×4×h×w) and `weight` (B×1×h×w) to a batch of `FlowFrames`."""
+    """Adds `image_latent`, `depth_latent` (B×C×h×w) and `weight` (B×1×h×w) to a batch of `FlowFrames`."""
     image_latent = pipe.encode_image(batch["image"])
     depth_latent = pipe.encode_image(batch["depth_map"].expand(-1, 3, -1, -1))
-    weight = latent_weight(batch["valid"], image_latent.shape[-2:])
+    weight = latent_weight(batch["valid"], (image_latent.shape[-2], image_latent.shape[-1]))
     return batch | {"image_latent": image_latent, "depth_latent": depth_latent, "weight": weight}
 
 
-class CachedLatents(Dataset):
-    """Latents of several augmented variants per frame; an epoch takes one variant of each, drawn anew.
+def latent_weight(valid: torch.Tensor, latent_size: tuple[int, int]) -> torch.Tensor:
+    """Brings a mask to latent resolution: B×1×H×W (bool) to B×1×h×w in [0, 1].
 
-    Args:
-        folder: Written by `cache_latents`; all of it.
-        frames: Number of frames in each variant.
-        variants: Number of variants.
-        normalization: Of the depth, where the cache has it.
-        draws: What is drawn besides.
-        seed: Seed of the run.
+    The weight of a cell is the share of valid pixels among those it covers. A cell at the border of a hole mixes depth
+    and filling: it counts for less, but it counts. To drop every cell that a hole touches would lose far more pixels
+    than are invalid, because the holes of depth sensors are small and many.
     """
+    return F.adaptive_avg_pool2d(valid.float(), latent_size)
 
-    def __init__(
-        self,
-        folder: Path,
-        frames: int,
-        variants: int,
-        normalization: DepthNormalization,
-        draws: FlowDraws,
-        seed: int,
-    ) -> None:
-        self.files = CacheFiles(folder)
-        self.frames = frames
-        self.variants = variants
-        self.normalization = normalization
-        self.draws = draws
-        self.seed = seed
 
-    def __len__(self) -> int:
-        """Number of frames."""
-        return self.frames
+def restore_latents(normalization: DepthNormalization, sample: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Returns a sample of the cache as `encode_batch` leaves it, without its `image`.
 
-    def __getitem__(self, item: tuple[int, int]) -> dict[str, torch.Tensor]:
-        """Returns the encoded sample: as `FlowFrames` after `encode_batch`, without its `image`.
-
-        `depth`, `sky`, `intrinsics` and what `depth_targets` returns are there if the cache was written with depth.
-        """
-        epoch, index = item
-        rng = sample_rng(self.seed, epoch, index)
-        sample = self.files.read(int(rng.integers(self.variants)), index)
-        for name in ("image_latent", "depth_latent", "weight"):
-            sample[name] = sample[name].float()
-        if "depth" in sample:
-            sample |= depth_targets(normalize_log_depth(sample["depth"], self.normalization, sample["sky"]))
-        return sample | self.draws.draw(rng, sample["weight"].shape[-2:])
+    `depth`, `sky`, `intrinsics` and what `depth_targets` returns are in it if the cache was written with depth.
+    """
+    latents = {name: sample[name].float() for name in ("image_latent", "depth_latent", "weight")}
+    if "depth" not in sample:
+        return sample | latents
+    return sample | latents | depth_targets(normalize_log_depth(sample["depth"], normalization, sample["sky"]))
 
 
 def cache_latents(
-    parent: Path,
-    pipe: DepthFMPipeline,
-    dataset: FlowFrames,
-    variants: int,
-    batch_size: int,
-    with_depth: bool,
-    accelerator: Accelerator,
-) -> Path:
-    """Encodes `variants` augmentations of each frame, unless that was done before, and returns their folder.
+    pipe: DepthFMPipeline, dataset: FlowFrames, settings: CacheSettings, with_depth: bool, accelerator: Accelerator
+) -> CachedSamples:
+    """Encodes the variants of each frame, unless that was done before, and returns them as a data set.
 
-    Call on every process: they share the work. The folder is named after a hash of the data's content, the
-    autoencoder's weights, the frames chosen, the augmentation and the seed, so another choice never meets old
-    latents; its files are complete or not there, and encoding that was killed goes on with the missing ones. Latents
-    and `weight` are float16; `with_depth` adds `GEOMETRY`. Without it, a finished cache with depth serves too.
+    Call on every process: they share the work. The cache's name is a hash of the data's content, the autoencoder's
+    weights, the chosen frames, the augmentation and the seed: other settings never read it. Latents and `weight` are
+    float16. `with_depth` adds `GEOMETRY`; without it, a complete cache with depth is used as well.
 
     Raises:
-        FloatingPointError: If the autoencoder gives values that are not finite.
+        FloatingPointError: If latents are not finite.
     """
-    settings = [
+    seed, config = dataset.settings.seed, pipe.vae.config
+    content = [
         dataset.indices,
-        asdict(dataset.augmentation),
+        asdict(dataset.settings.augmentation),
         asdict(dataset.normalization),
         dataset.size,
-        variants,
-        dataset.seed,
-        pipe.vae.config.scaling_factor,
+        settings.variants,
+        seed,
+        config.scaling_factor,
         accelerator.mixed_precision,
     ]
-    if shift := pipe.vae.config.get("shift_factor"):  # a cache of an autoencoder without shift keeps its name
-        settings.append(shift)
-    key = cache_key(dataset.frames.fingerprint(), [pipe.vae], settings)
-    folder, plain = parent / f"latents-{key}-depth", parent / f"latents-{key}"
-    if not with_depth and not is_complete(folder, len(dataset), variants):
+    # Only where it is set: the names of older caches have no place for it.
+    content += [config.shift_factor] if config.get("shift_factor") else []
+    key = cache_key(dataset.frames.fingerprint(), [pipe.vae], content)
+    folder, plain = settings.folder / f"latents-{key}-depth", settings.folder / f"latents-{key}"
+    if not with_depth and not is_complete(folder, len(dataset), settings.variants):
         folder = plain
-    names = ["image_latent", "depth_latent", "weight", "without_depth", "skipped"]
-    names += GEOMETRY if with_depth else []
+    names = ["image_latent", "depth_latent", "weight", "without_depth", "skipped", *(GEOMETRY if with_depth else [])]
 
     def encode(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         encoded = encode_batch(pipe, batch)
         return {name: encoded[name] if name in GEOMETRY else encoded[name].half() for name in names}
 
-    def encode_items(items: Sequence[Item]) -> dict[str, torch.Tensor]:
-        tensors = encode_batches(dataset, items, batch_size, encode, accelerator)
-        for name in ("image_latent", "depth_latent"):
-            if not torch.isfinite(tensors[name]).all():
-                raise FloatingPointError(f"The autoencoder gave non-finite values for {name}: check --vae.")
-        return tensors
-
-    fill_cache(folder, len(dataset), variants, encode_items, accelerator)
-    return folder
+    fill_cache(folder, dataset, settings, encode, accelerator)
+    restore = partial(restore_latents, dataset.normalization)
+    return CachedSamples(folder, len(dataset), settings.variants, seed, dataset.draws, restore)

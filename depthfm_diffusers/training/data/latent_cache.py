@@ -1,11 +1,11 @@
-"""Samples that are computed once and kept on disk, in files that are complete or not there."""
+"""Samples that are computed once and kept on disk, in files that are complete or absent."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,77 +17,87 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from ...checkpoints.weights_hash import update_with_weights
+from ...utils.files import atomic_write
+from .draws import Draws
+from .samples import TrainingSamples
+from .sampling import sample_rng
+
 logger = get_logger(__name__)
 
-CHUNK = 1024  # samples in a file of the cache: what a kill during encoding can cost
+# Samples in a file of the cache: what is lost at most when encoding is killed.
+CHUNK = 1024
 
-Item = tuple[int, int]
+
+@dataclass(frozen=True)
+class CacheSettings:
+    """A latent cache.
+
+    Attributes:
+        folder: Where the caches are kept; each is a folder inside, named after what its content depends on.
+        variants: Augmented variants that are encoded of each frame.
+        batch_size: Samples that are encoded at once.
+    """
+
+    folder: Path
+    variants: int
+    batch_size: int
 
 
 def chunk_name(variant: int, chunk: int) -> str:
-    """Name of a file of the cache."""
+    """Returns the name of a file of the cache."""
     return f"variant-{variant:03d}-{chunk:05d}.safetensors"
 
 
 def is_complete(folder: Path, samples: int, variants: int) -> bool:
-    """Whether all files of a cache are there."""
+    """Returns whether all files of a cache exist."""
     return all((folder / chunk_name(*one)).is_file() for one in _chunks(samples, variants))
 
 
 def fill_cache(
     folder: Path,
-    samples: int,
-    variants: int,
-    encode_items: Callable[[Sequence[Item]], dict[str, torch.Tensor]],
+    dataset: TrainingSamples,
+    settings: CacheSettings,
+    encode: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]],
     accelerator: Accelerator,
 ) -> None:
-    """Writes the files of a cache that are not there yet; what was killed goes on with the missing ones.
+    """Encodes the samples of a cache whose files are missing; after a kill that is what is left.
 
     Call on every process: they share the work.
 
     Args:
         folder: The cache; its name must tell apart all that its content depends on.
-        samples: Number of samples.
-        variants: Number of variants of each.
-        encode_items: From `(variant, index)` to tensors with one row for each.
+        dataset: Takes `(variant, index)`: the variant takes the epoch's place, so that each has draws of its own.
+        settings: Number of variants, and how many samples are encoded at once.
+        encode: From a batch on the device to the tensors that are kept.
         accelerator: Of the run.
+
+    Raises:
+        FloatingPointError: If latents are not finite.
     """
-    chunks = _chunks(samples, variants)
+    samples = len(dataset)
+    chunks = _chunks(samples, settings.variants)
     missing = [one for one in chunks if not (folder / chunk_name(*one)).is_file()]
     accelerator.wait_for_everyone()  # every process has looked before one writes
-    logger.info(f"Latent cache {folder}: {len(chunks) - len(missing)} of {len(chunks)} files are there.")
+    logger.info(f"Latent cache {folder}: {len(chunks) - len(missing)} of {len(chunks)} files exist.")
     folder.mkdir(parents=True, exist_ok=True)
     own = missing[accelerator.process_index :: accelerator.num_processes]
     for variant, chunk in tqdm(own, desc="Encoding latents", disable=not own):
         indices = range(chunk * CHUNK, min((chunk + 1) * CHUNK, samples))
-        # The variant takes the epoch's place: each has draws of its own.
-        tensors = encode_items([(variant, index) for index in indices])
-        path = folder / chunk_name(variant, chunk)
-        partial = path.with_name(f"partial-{os.getpid()}-{path.name}")
-        save_file(tensors, partial)
-        partial.replace(path)
+        items = [(variant, index) for index in indices]
+        tensors = _encode_items(dataset, items, settings.batch_size, encode, accelerator)
+        with atomic_write(folder / chunk_name(variant, chunk)) as path:
+            save_file(tensors, path)
     accelerator.wait_for_everyone()
 
 
-def encode_batches(
-    dataset: Dataset,
-    items: Sequence[Item],
+def _encode_items(
+    dataset: TrainingSamples,
+    items: Sequence[tuple[int, int]],
     batch_size: int,
     encode: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]],
     accelerator: Accelerator,
 ) -> dict[str, torch.Tensor]:
-    """Encodes samples of a data set batch by batch.
-
-    Args:
-        dataset: Takes items.
-        items: Which of them.
-        batch_size: How many at once.
-        encode: From a batch on the device to the tensors that are kept.
-        accelerator: Of the run.
-
-    Returns:
-        On the CPU, a row for each item.
-    """
     parts: dict[str, list[torch.Tensor]] = {}
     for batch in DataLoader(dataset, batch_size=batch_size, sampler=list(items)):
         on_device = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
@@ -95,21 +105,27 @@ def encode_batches(
             encoded = encode(on_device)
         for name, tensor in encoded.items():
             parts.setdefault(name, []).append(tensor.cpu())
-    return {name: torch.cat(part).contiguous() for name, part in parts.items()}
+    tensors = {name: torch.cat(part).contiguous() for name, part in parts.items()}
+    for name, tensor in tensors.items():
+        if name.endswith("_latent") and not torch.isfinite(tensor).all():
+            raise FloatingPointError(
+                f"The autoencoder's {name} has values that are not finite: check the weights of the vae, or use "
+                "--mixed_precision no."
+            )
+    return tensors
 
 
 def cache_key(content: str, models: Sequence[torch.nn.Module], settings: Sequence[Any]) -> str:
-    """A short hash of all that a cache's content depends on.
+    """Returns a short hash of all that a cache's content depends on.
 
     Args:
         content: A hash of the data.
         models: The networks that encode them.
-        settings: Everything else, as JSON has it.
+        settings: Everything else, as values that JSON can hold.
     """
     digest = hashlib.sha256(content.encode())
     for model in models:
-        for name, tensor in sorted(model.state_dict().items()):
-            digest.update(name.encode() + tensor.cpu().contiguous().float().numpy().tobytes())
+        update_with_weights(digest, model, values_only=True)
     digest.update(json.dumps(settings).encode())
     return digest.hexdigest()[:16]
 
@@ -126,17 +142,61 @@ class CacheFiles:
         self._opened: dict[Path, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Open files do not travel to other processes: each opens its own."""
+        """Returns the state without the open files: each process opens its own."""
         return self.__dict__ | {"_opened": {}}
 
     def read(self, variant: int, index: int) -> dict[str, torch.Tensor]:
-        """The tensors of one sample."""
+        """Returns the tensors of one sample."""
         chunk, row = divmod(index, CHUNK)
         path = self.folder / chunk_name(variant, chunk)
         if path not in self._opened:
             self._opened[path] = safe_open(path, "pt")
         file = self._opened[path]
         return {name: file.get_slice(name)[row] for name in file.keys()}
+
+
+class CachedSamples(Dataset):
+    """Encoded samples of several augmented variants per frame; an epoch takes one variant of each, drawn anew.
+
+    Args:
+        folder: A complete cache, see `fill_cache`.
+        samples: Number of samples in each variant.
+        variants: Number of variants.
+        seed: Seed of the run.
+        draws: What is drawn besides.
+        restore: From the tensors of a sample as they are kept to those that training takes.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        samples: int,
+        variants: int,
+        seed: int,
+        draws: Draws,
+        restore: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]],
+    ) -> None:
+        self.files = CacheFiles(folder)
+        self.samples = samples
+        self.variants = variants
+        self.seed = seed
+        self.draws = draws
+        self.restore = restore
+
+    def __len__(self) -> int:
+        """Returns the number of samples in each variant."""
+        return self.samples
+
+    def __getitem__(self, item: tuple[int, int]) -> dict[str, torch.Tensor]:
+        """Returns an encoded sample, and what is drawn besides.
+
+        Args:
+            item: Epoch and index.
+        """
+        epoch, index = item
+        rng = sample_rng(self.seed, epoch, index)
+        sample = self.restore(self.files.read(int(rng.integers(self.variants)), index))
+        return sample | self.draws.draw(rng, sample["image_latent"].shape[-2:])
 
 
 def _chunks(samples: int, variants: int) -> list[tuple[int, int]]:

@@ -1,4 +1,7 @@
-"""Order and randomness as pure functions of (seed, epoch, sample index), so that a resumed run repeats nothing."""
+"""Order and randomness as pure functions of (seed, epoch, sample index), and the choice of validation frames.
+
+A resumed run therefore sees the same samples, with the same randomness, as one that was never stopped.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,9 @@ class SourceIndices:
 
     Attributes:
         indices: Positions in the data set.
-        weight: How often batches are drawn from this source, relative to the others; `None` for every source means
-            each sample once an epoch.
-        groups: Shard of each sample, where reading is fast only in a shard's order; `None` for random access.
+        weight: How often batches are drawn from this source, relative to the other sources; `None` for all sources:
+            each sample is drawn once an epoch.
+        groups: Shard of each sample, for shards that are read fast in their own order only; `None` for random access.
     """
 
     indices: np.ndarray
@@ -28,36 +31,72 @@ class SourceIndices:
 
 
 def shuffled_by_window(groups: np.ndarray, rng: np.random.Generator, window: int = SHUFFLE_WINDOW) -> np.ndarray:
-    """A permutation that shuffles the groups, then the samples within a window that slides over them.
+    """Returns a permutation that shuffles the groups, then the samples within a window that slides over them.
 
-    Neighbours in the result are at most a few shards apart, so that tar files are read nearly in order.
+    Neighbours in the result come from a few groups only, so that tar files are read nearly in order.
 
     Args:
         groups: N, group of each sample; samples of a group stay in their order before the window mixes them.
         rng: Source of the randomness.
-        window: Samples held back to draw from.
+        window: Number of samples that are held back; each next sample is drawn from these.
     """
-    names = np.unique(groups)
-    order = np.concatenate([np.flatnonzero(groups == name) for name in rng.permutation(names)])
-    held = list(order[:window])
-    result = []
-    for following in order[window:]:
-        slot = int(rng.integers(len(held)))
-        result.append(held[slot])
+    _, group_numbers, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    members = np.split(np.argsort(group_numbers, kind="stable"), np.cumsum(sizes)[:-1])
+    order = np.concatenate([members[number] for number in rng.permutation(len(sizes))])
+    held = order[:window].copy()
+    slots = rng.integers(len(held), size=len(order) - len(held))
+    result = np.empty_like(order)
+    for place, (slot, following) in enumerate(zip(slots, order[window:], strict=True)):
+        result[place] = held[slot]
         held[slot] = following
-    result.extend(held[i] for i in rng.permutation(len(held)))
-    return np.array(result)
+    result[len(slots) :] = held[rng.permutation(len(held))]
+    return result
+
+
+def spread_over_scenes(indices: Sequence[int], scenes: Sequence[str], count: int) -> list[int]:
+    """Chooses frames evenly over their scenes, always the same ones.
+
+    Where there are more scenes than frames to choose, scenes at equal distances in their order are taken, one frame of
+    each. Otherwise every scene gives the same number of frames, as far as it has them, at equal distances.
+
+    Args:
+        indices: The frames to choose from, increasing.
+        scenes: Scene of every frame of the data set.
+        count: Number of frames to choose, at most; at least 1.
+
+    Returns:
+        The chosen ones of `indices`, increasing.
+    """
+    of_scene: dict[str, list[int]] = {}
+    for index in indices:
+        of_scene.setdefault(scenes[index], []).append(index)
+    members = list(of_scene.values())
+    if len(members) > count:
+        members = [members[n * len(members) // count] for n in range(count)]
+    shares = [0] * len(members)
+    left = min(count, len(indices))
+    while left:
+        for number, frames in enumerate(members):
+            if left and shares[number] < len(frames):
+                shares[number] += 1
+                left -= 1
+    return sorted(
+        frames[(2 * n + 1) * len(frames) // (2 * share)]
+        for frames, share in zip(members, shares, strict=True)
+        for n in range(share)
+    )
 
 
 class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of `(pass, index)`, each from one source, in an order that depends on `(seed, epoch)` alone.
+    """Draws batches of `(pass, index)`, each from one source, in an order that depends on `(seed, epoch)` alone.
 
-    A pass is one run through a source's samples in an order of its own. Without weights an epoch is one pass through
-    every source, less the samples that do not fill a batch for each process (others each time). With weights an epoch
-    has the same length, the source of each batch is drawn, and a source that is used up starts its next pass.
+    A pass goes once through a source's samples, in an order of its own. Without weights an epoch is one pass through
+    every source; samples that do not fill a batch for each process are left out, other ones in each epoch. With
+    weights an epoch has the same length, the source of each batch is drawn, and a source that is used up starts its
+    next pass.
 
     Args:
-        sources: At least one; all with a weight, or none.
+        sources: At least one; either all have a weight or none has.
         batch_size: Samples of a batch on one process.
         seed: Seed of the run.
         num_processes: Processes that share the batches; an epoch has the same number for each.
@@ -95,20 +134,21 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
             )
 
     def start_epoch(self, epoch: int) -> None:
-        """Chooses the order of the next iteration.
+        """Sets the epoch of the next iteration, and with it the order.
 
-        Not called `set_epoch`: accelerate calls that itself with a count that starts again when a run is resumed.
+        It is not called `set_epoch`: accelerate calls a method of that name with a count that restarts at 0 when a run
+        is resumed.
         """
         self.epoch = epoch
 
     def __len__(self) -> int:
-        """Batches in an epoch, over all processes."""
+        """Returns the number of batches in an epoch, over all processes."""
         return self.length
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        """One epoch."""
+        """Yields the batches of one epoch."""
         weighted = self.sources[0].weight is not None
-        # Without weights every epoch is a pass of its own; with them a source goes on where the last epoch left it.
+        # Without weights every epoch is a pass of its own. With weights a source continues where the last epoch ended.
         position = self._drawn_before(self.epoch) if weighted else [self.epoch * n for n in self.per_pass]
         orders: dict[int, tuple[int, np.ndarray]] = {}
         for source in self._choices(self.epoch):
@@ -120,7 +160,7 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
             yield [(source_pass, int(index)) for index in batch]
 
     def _choices(self, epoch: int) -> np.ndarray:
-        """The source of each batch of an epoch."""
+        """Draws the source of each batch of an epoch."""
         if len(self.sources) == 1:
             return np.zeros(self.length, dtype=int)
         rng = np.random.default_rng([self.seed, epoch, 0, 2])
@@ -144,6 +184,6 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
 
 
 def sample_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """The generator of everything random about one sample in one epoch."""
-    # The trailing 1 keeps it apart from the permutations' streams.
+    """Returns the generator of everything random about one sample in one epoch."""
+    # The 1 at the end tells this stream from those of the permutations.
     return np.random.default_rng([seed, epoch, index, 1])

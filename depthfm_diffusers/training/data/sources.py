@@ -9,19 +9,9 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from torch.utils.data import Dataset
 
-from ...frames import (
-    CaptionedImage,
-    CaptionSourceConfig,
-    Frame,
-    SourceConfig,
-    open_captioned_source,
-    open_source,
-)
+from ...frames import CaptionedImage, CaptionSourceConfig, Frame, SourceConfig, open_captioned_source, open_source
 from ...frames.formats import format_of_file
-from ...frames.sources import (
-    DataSource,
-    Item,
-)
+from ...frames.sources import DataSource, Item
 from .sampling import SourceIndices
 
 

@@ -1,4 +1,4 @@
-"""What training starts from: Stable Diffusion, a DepthFM, or a new network around an autoencoder."""
+"""The pipeline to train: from Stable Diffusion, from a DepthFM, or with a new network around an autoencoder."""
 
 from __future__ import annotations
 
@@ -10,20 +10,17 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ... import (
-    DepthFMPipeline,
-    FlowMatchingImageToDepthScheduler,
-    PromptEmbedding,
-)
-from ...checkpoints.model_folder import (
-    load_pipeline,
-    resolve_model,
-)
+from ...checkpoints.model_folder import load_pipeline, resolve_model
+from ...models.prompt_embedding import PromptEmbedding
+from ...pipelines.depthfm.pipeline_depthfm import DepthFMPipeline
+from ...schedulers.scheduling_flow_matching_image_to_depth import FlowMatchingImageToDepthScheduler
 from ...utils.errors import describe_error
-from ..objectives.denoising import PREDICTION_TYPES
-from ..objectives.flow_objective import source_noise_step
+from ..lora import add_lora
+from ..settings import LoraSettings, MemorySettings
 
 CONV_IN_INITS = ("duplicate", "zero")
+START_DISTRIBUTIONS = ("image", "noise")
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 Scheduler = TypeVar("Scheduler", bound=SchedulerMixin)
 
 # The components of a Stable Diffusion folder that are used, with the classes that they may have there. Its scheduler,
@@ -44,20 +41,20 @@ def build_pipeline(
     noise_augmentation_step: int | None = None,
     start: str = "image",
 ) -> DepthFMPipeline:
-    """The pipeline to train, in float32 on the CPU.
+    """Builds the pipeline to train, in float32 on the CPU.
 
     Args:
         base: A folder in diffusers' format, or a Hub repository: Stable Diffusion in the layout of 1.5 or 2.1 (see
-            `pipeline_from_stable_diffusion`), or DepthFM, which is what its `model_index.json` says.
+            `pipeline_from_stable_diffusion`), or DepthFM; its `model_index.json` tells which.
         vae: Instead of `base`, with `unet_config`: folder of an `AutoencoderKL`.
         unet_config: Instead of `base`, with `vae`: JSON configuration of a new UNet.
         conv_in_init: How Stable Diffusion's first layer grows, see `grow_conv_in`.
         noise_augmentation_step: Cosine step of the source's noise; `None`: what a DepthFM `base` has, else 400.
-        start: `"image"`, or `"noise"` to start the flow from pure noise, see `objective.source_noise_step`.
+        start: `"image"`, or `"noise"` to start the flow from pure noise, see `source_noise_step`.
 
     Raises:
         FileNotFoundError: If a folder, a file or a component is missing.
-        ValueError: If the arguments exclude each other, or a component cannot be used; it is named.
+        ValueError: If the arguments exclude each other, or a component, which is named, cannot be used.
     """
     if (base is None) != (vae is not None and unet_config is not None) or (base is not None and (vae or unet_config)):
         raise ValueError(
@@ -82,16 +79,55 @@ def build_pipeline(
     return pipe
 
 
+def prepare_pipeline(
+    pipe: DepthFMPipeline, memory: MemorySettings, lora: LoraSettings | None, device: torch.device
+) -> None:
+    """Prepares a pipeline for the training of its UNet, in place.
+
+    Args:
+        pipe: Its autoencoder and embedding are frozen and moved to `device`.
+        memory: Applied to the UNet; the memory format also to the autoencoder.
+        lora: The UNet is frozen and gets these adapters; `None`: all of it is trained.
+        device: Where the frozen parts run.
+    """
+    pipe.set_progress_bar_config(disable=True)
+    pipe.vae.requires_grad_(False).to(device)
+    pipe.prompt_embedding.requires_grad_(False).to(device)
+    memory.apply_memory_format(pipe.vae)
+    memory.apply(pipe.unet)
+    if lora is not None:
+        add_lora(pipe.unet, lora)
+
+
+def source_noise_step(start: str, noise_augmentation_step: int, num_train_timesteps: int = 1000) -> int:
+    """Returns the scheduler's `noise_augmentation_step` for a start distribution (the ablation of arXiv 2403.13788).
+
+    `"image"` starts from the image's latent with the noise of a step. `"noise"` starts from pure Gaussian noise, which
+    is the last step of the cosine schedule: there the signal's weight is 6e-17, too small to change a float32 number
+    near 1. The step is saved in the scheduler's configuration, so that inference starts in the same way.
+
+    Args:
+        start: `"image"` or `"noise"`.
+        noise_augmentation_step: Step used by `"image"`.
+        num_train_timesteps: Last step of the schedule, used by `"noise"`.
+
+    Raises:
+        ValueError: If `start` is neither.
+    """
+    if start not in START_DISTRIBUTIONS:
+        raise ValueError(f"The start distribution must be one of {START_DISTRIBUTIONS}, got {start!r}.")
+    return num_train_timesteps if start == "noise" else noise_augmentation_step
+
+
 def pipeline_from_stable_diffusion(base: str, conv_in_init: str = "duplicate") -> DepthFMPipeline:
     """Makes Stable Diffusion into a pipeline whose UNet is to be trained to regress the velocity x_1 - x_0.
 
-    The UNet's first layer grows to take the image's latent too, the autoencoder is kept with its scaling factor, and
-    the text encoder is used once, for the empty prompt, and left behind.
+    The UNet's first layer grows to take the image's latent too, and the autoencoder is kept with its scaling factor.
+    The text encoder embeds the empty prompt and is not part of the result.
 
-    What the base predicted (`prediction_type`: the noise, v, or the sample) does not matter, nor do its scheduler and
-    its times in 0..999: the network is not asked for it again. All of these outputs are latents of one shape, and
-    training regresses another quantity from the first step on; the base's last layer is an initialisation like its
-    other ones.
+    It does not matter what the base predicted (`prediction_type`: the noise, v, or the sample), nor what its scheduler
+    and its times in 0..999 were: training regresses another quantity of the same shape from the first step on, and the
+    base's weights are its initialisation.
 
     Args:
         base: A folder with `unet`, `vae`, `text_encoder` and `tokenizer` and a `model_index.json`, or the name of a
@@ -116,7 +152,7 @@ def pipeline_from_stable_diffusion(base: str, conv_in_init: str = "duplicate") -
 
 
 def load_stable_diffusion(base: str) -> dict[str, Any]:
-    """Loads what there is to train on of a Stable Diffusion, see `SD_COMPONENTS`; in float32 on the CPU.
+    """Loads the `SD_COMPONENTS` of a Stable Diffusion, in float32 on the CPU.
 
     Args:
         base: See `pipeline_from_stable_diffusion`.
@@ -154,8 +190,8 @@ def grow_conv_in(unet: UNet2DConditionModel, init: str = "duplicate") -> None:
 
     Args:
         unet: UNet with as many input as output channels.
-        init: `"duplicate"`: the weights are halved and repeated, so that the network says of cat[x, x] what it said of
-            x. `"zero"`: the condition's weights are 0, so that it says of cat[x, anything] what it said of x.
+        init: `"duplicate"`: the weights are halved and repeated, so that cat[x, x] gives the same output as x before.
+            `"zero"`: the condition's weights are 0, so that cat[x, anything] gives the same output as x before.
 
     Raises:
         ValueError: If `init` is neither, or the UNet has another number of input channels.
@@ -180,7 +216,7 @@ def grow_conv_in(unet: UNet2DConditionModel, init: str = "duplicate") -> None:
         else:
             first.copy_(old.weight)
             second.zero_()
-        new.bias.copy_(old.bias)
+    new.bias = old.bias
     unet.conv_in = new
     unet.register_to_config(in_channels=2 * channels)
 
@@ -212,7 +248,7 @@ def embed_empty_prompt(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel) ->
 
 
 def _pipeline_from_config(vae: str, unet_config: str) -> DepthFMPipeline:
-    """A new UNet around an autoencoder."""
+    """Builds a new UNet around an autoencoder."""
     try:
         config = json.loads(Path(unet_config).expanduser().read_text(encoding="utf-8"))
     except OSError as error:
@@ -233,7 +269,7 @@ def _pipeline_from_config(vae: str, unet_config: str) -> DepthFMPipeline:
         unet=unet,
         vae=autoencoder,
         scheduler=FlowMatchingImageToDepthScheduler(),
-        # Never trained: the network has no text to listen to, one zero token keeps the layout.
+        # Never trained: the network gets no text. One token of zeros keeps the layout.
         prompt_embedding=PromptEmbedding(num_tokens=1, dim=unet.config.cross_attention_dim),
     )
 
@@ -246,12 +282,12 @@ def _load_autoencoder(vae: str) -> AutoencoderKL:
 
 
 def is_depthfm(base: str) -> bool:
-    """Whether a model folder or Hub repository is a DepthFM, by its `model_index.json`."""
+    """Returns whether a model folder or Hub repository is a DepthFM, by its `model_index.json`."""
     return _read_index(base).get("_class_name") in ("DepthFMPipeline", ["pipeline", "DepthFMPipeline"])
 
 
 def _read_index(base: str) -> dict[str, Any]:
-    """The content of `model_index.json`, fetched if `base` is not a folder."""
+    """Reads `model_index.json`, fetched if `base` is not a folder."""
     path = Path(base).expanduser()
     if path.is_dir():
         if not (path / "model_index.json").is_file():
@@ -276,7 +312,7 @@ def _read_index(base: str) -> dict[str, Any]:
 
 
 def _check_component(base: str, index: dict[str, Any], name: str) -> None:
-    """Raises unless a Stable Diffusion has a component, of a class that `SD_COMPONENTS` accepts."""
+    """Checks that a Stable Diffusion has a component, of a class that `SD_COMPONENTS` accepts."""
     accepted = SD_COMPONENTS[name][1]
     class_name = (index.get(name) or [None, None])[1]
     if class_name is None:
@@ -292,10 +328,10 @@ def _check_component(base: str, index: dict[str, Any], name: str) -> None:
 
 
 def load_schedule(base: str, cls: type[Scheduler]) -> Scheduler:
-    """The noise levels of a Stable Diffusion as a scheduler of another class.
+    """Loads the noise levels of a Stable Diffusion as a scheduler of another class.
 
     Raises:
-        ValueError: If its scheduler cannot be read, or its model predicts something else than the noise, v or the
+        ValueError: If its scheduler cannot be read, or its model predicts something other than the noise, v or the
             sample.
     """
     path = Path(base).expanduser()
@@ -318,7 +354,7 @@ def load_model(cls: Any, what: str, source: str, subfolder: str | None = None) -
         cls: Its class.
         what: What errors call it.
         source: Folder, or Hub repository.
-        subfolder: Where it is in there.
+        subfolder: Its folder in the source; `None`: the source itself.
 
     Raises:
         ValueError: If it cannot be read, or is incomplete.
@@ -330,7 +366,7 @@ def load_model(cls: Any, what: str, source: str, subfolder: str | None = None) -
         if _half_only(Path(source, subfolder or "")):
             where["variant"] = "fp16"
         model, report = cls.from_pretrained(source, dtype=torch.float32, output_loading_info=True, **where)
-    except Exception as error:  # two libraries, each with exceptions of its own
+    except Exception as error:  # diffusers and transformers each raise several kinds
         raise ValueError(f"{what} cannot be loaded: {describe_error(error)}") from error
     # The libraries leave random weights where tensors are missing.
     missing = sorted(report["missing_keys"])
@@ -341,13 +377,13 @@ def load_model(cls: Any, what: str, source: str, subfolder: str | None = None) -
 
 
 def _half_only(folder: Path) -> bool:
-    """Whether all of a local folder's weight files are `*.fp16.*`."""
+    """Returns whether all weight files of a local folder are `*.fp16.*`."""
     weights = [path for suffix in ("safetensors", "bin") for path in folder.glob(f"*.{suffix}")]
     return bool(weights) and all(".fp16" in path.name for path in weights)
 
 
 def _check_plain_unet(base: str, unet: UNet2DConditionModel) -> None:
-    """Raises unless a UNet takes a latent of 4 channels, a time and an embedding, and nothing else."""
+    """Checks that a UNet takes a latent of 4 channels, a time and an embedding, and nothing else."""
     config = unet.config
     extra = [
         f"{name}={config[name]!r}"
@@ -356,14 +392,14 @@ def _check_plain_unet(base: str, unet: UNet2DConditionModel) -> None:
     ]
     if extra:
         raise ValueError(
-            f"base {base}: its unet wants more than an image and a prompt ({', '.join(extra)}): SDXL, upscalers and "
-            "models with class embeddings cannot be used, only Stable Diffusion 1.5's and 2.1's layout."
+            f"base {base}: its unet takes more than an image and a prompt ({', '.join(extra)}): SDXL, upscalers "
+            "and models with class embeddings cannot be used, only Stable Diffusion 1.5's and 2.1's layout."
         )
     if config.in_channels == 8:
         raise ValueError(
-            f"base {base}: its unet has 8 input channels already. Which of them are the image is not recorded "
-            "(Marigold has the image first, DepthFM last), so it cannot be taken over: start from the Stable "
-            "Diffusion that it was made from, or from a DepthFM folder."
+            f"base {base}: its unet has 8 input channels already. The folder does not record which of them are the "
+            "image (the first in Marigold, the last in DepthFM): start from the Stable Diffusion that it was made "
+            "from, or from a DepthFM folder."
         )
     if (config.in_channels, config.out_channels) != (4, 4):
         raise ValueError(

@@ -1,42 +1,65 @@
-"""The ControlNet that is trained: made of a UNet or loaded, whole or by adapters, and written at the end."""
+"""The ControlNet to train (new or loaded, all of it or adapters), and the frozen Stable Diffusion that it controls."""
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from diffusers import ControlNetModel, UNet2DConditionModel
+from accelerate import Accelerator
+from diffusers import ControlNetModel, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
 from ...pipelines.depthfm_controlnet.controlnet_checks import text_width
 from ..lora import add_lora
-from .base_model import load_model
+from ..settings import LoraSettings, MemorySettings
+from .base_model import load_model, load_schedule, load_stable_diffusion
 
 DEFAULT_CONDITIONING_CHANNELS = (16, 32, 96, 256)
-# What a ControlNet has beside its copy of the UNet's encoder: new layers, which no adapter can stand in for.
+# The layers that a ControlNet has beside its copy of the UNet's encoder. They are new: adapters cannot replace their
+# training.
 NEW_LAYERS = ("controlnet_cond_embedding", "controlnet_down_blocks", "controlnet_mid_block")
 ADAPTERS_FOLDER = "lora"
 
 
-def build_controlnet(args: argparse.Namespace, unet: UNet2DConditionModel, vae_scale_factor: int) -> ControlNetModel:
-    """The ControlNet to train, in float32 on the CPU; its parameters that are to be trained require a gradient.
+@dataclass(frozen=True)
+class ControlNetSettings:
+    """What a ControlNet starts from, and what of it is trained.
+
+    Attributes:
+        controlnet: Folder or Hub repository of a ControlNet to train further; `None`: a new one of the UNet.
+        conditioning_channels: Widths of a new ControlNet's image encoder.
+        lora: Adapters for the layers that are trained already; `None`: all weights are trained.
+        memory: Memory format and attention.
+    """
+
+    controlnet: str | None
+    conditioning_channels: tuple[int, ...] = DEFAULT_CONDITIONING_CHANNELS
+    lora: LoraSettings | None = None
+    memory: MemorySettings = field(default_factory=MemorySettings)
+
+
+def build_controlnet(
+    settings: ControlNetSettings, unet: UNet2DConditionModel, vae_scale_factor: int
+) -> ControlNetModel:
+    """Builds or loads the ControlNet to train, in float32 on the CPU; its trained parameters require a gradient.
 
     Args:
-        args: Flags of `train_depth_controlnet.py`.
-        unet: Of the base. A new ControlNet copies its encoder, and changes nothing at first: the convolutions that
-            lead out of it are zero.
+        settings: What it starts from.
+        unet: The base's UNet. A new ControlNet copies its encoder, and has no effect at first: the convolutions at its
+            outputs are zero.
         vae_scale_factor: Pixels per latent cell.
 
     Raises:
-        FileNotFoundError: If there is no `--controlnet`.
+        FileNotFoundError: If the ControlNet does not exist.
         ValueError: If it does not fit the base.
     """
-    if args.controlnet is None:
-        channels = tuple(args.conditioning_embedding_out_channels or DEFAULT_CONDITIONING_CHANNELS)
+    name = settings.controlnet
+    if name is None:
+        channels = settings.conditioning_channels
         controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=channels)
     else:
-        controlnet = load_model(ControlNetModel, f"controlnet {args.controlnet}", args.controlnet)
-        _check_fits(args.controlnet, controlnet, unet)
+        controlnet = load_model(ControlNetModel, f"controlnet {name}", name)
+        _check_fits(name, controlnet, unet)
     # The condition is halved from one width to the next, down to the latent's size.
     reduction = 2 ** (len(controlnet.config.conditioning_embedding_out_channels) - 1)
     if reduction != vae_scale_factor:
@@ -46,19 +69,37 @@ def build_controlnet(args: argparse.Namespace, unet: UNet2DConditionModel, vae_s
             f"{vae_scale_factor.bit_length()} widths."
         )
     controlnet.requires_grad_(True)
-    if args.lora_rank:
-        alpha = args.lora_rank if args.lora_alpha is None else args.lora_alpha
-        add_lora(controlnet, args.lora_rank, alpha, tuple(args.lora_target_modules))
-        if args.controlnet is None:
-            for name in NEW_LAYERS:
-                getattr(controlnet, name).requires_grad_(True)
-    if args.gradient_checkpointing:
-        controlnet.enable_gradient_checkpointing()
-    if args.enable_xformers_memory_efficient_attention:
-        controlnet.enable_xformers_memory_efficient_attention()
-    if args.channels_last:
-        controlnet.to(memory_format=torch.channels_last)
+    if settings.lora is not None:
+        add_lora(controlnet, settings.lora)
+        if name is None:
+            for layer in NEW_LAYERS:
+                getattr(controlnet, layer).requires_grad_(True)
+    settings.memory.apply(controlnet)
     return controlnet
+
+
+def load_base(name: str) -> StableDiffusionPipeline:
+    """Loads Stable Diffusion, in float32 on the CPU."""
+    return StableDiffusionPipeline(
+        **load_stable_diffusion(name),
+        scheduler=load_schedule(name, DDIMScheduler),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def freeze_base(base: StableDiffusionPipeline, memory: MemorySettings, accelerator: Accelerator) -> None:
+    """Freezes the base and moves it to the device; text encoder and UNet get the dtype of mixed precision."""
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
+    for module in (base.vae, base.text_encoder, base.unet):
+        module.requires_grad_(False).eval().to(accelerator.device)
+    if dtype != torch.float32:
+        # The autoencoder keeps its precision: its latents are the target.
+        base.text_encoder.to(dtype)
+        base.unet.to(dtype)
+    memory.apply_memory_format(base.vae)
+    memory.apply(base.unet)
 
 
 def predict_with_control(
@@ -69,14 +110,14 @@ def predict_with_control(
     embedding: torch.Tensor,
     control: torch.Tensor,
 ) -> torch.Tensor:
-    """What the UNet predicts with what the ControlNet adds to it.
+    """Evaluates the UNet with the residuals of the ControlNet.
 
     Args:
         controlnet: The trained ControlNet.
         unet: The frozen UNet.
         noisy: Noisy latents, B×C×h×w.
         timestep: B.
-        embedding: Of the prompts, B×tokens×width.
+        embedding: Embedding of the prompts, B×tokens×width.
         control: Control images, B×1×H×W, uint8.
 
     Returns:
@@ -95,19 +136,19 @@ def predict_with_control(
     )[0]
 
 
-def save_controlnet(args: argparse.Namespace, controlnet: ControlNetModel, folder: Path) -> None:
-    """Writes a ControlNet that needs nothing else: adapters become part of it.
+def save_controlnet(settings: ControlNetSettings, controlnet: ControlNetModel, folder: Path) -> None:
+    """Writes a complete ControlNet, with the adapters merged into it.
 
-    Those of a `--controlnet` are kept in the subfolder `lora` as well, for its `load_lora_adapter`. Those of a new
-    ControlNet are not: without its new layers they are of no use.
+    The adapters of a loaded ControlNet are also written to the subfolder `lora`, for its `load_lora_adapter`. Those of
+    a new one are not: they are of no use without its new layers.
 
     Args:
-        args: Flags of `train_depth_controlnet.py`.
+        settings: What it was built with.
         controlnet: The trained ControlNet; changed if it has adapters.
         folder: Where it is written.
     """
-    if args.lora_rank:
-        if args.controlnet is not None:
+    if settings.lora is not None:
+        if settings.controlnet is not None:
             controlnet.save_lora_adapter(folder / ADAPTERS_FOLDER)
         controlnet.fuse_lora()
         controlnet.unload_lora()
@@ -116,7 +157,7 @@ def save_controlnet(args: argparse.Namespace, controlnet: ControlNetModel, folde
 
 
 def _check_fits(name: str, controlnet: ControlNetModel, unet: UNet2DConditionModel) -> None:
-    """Raises unless a ControlNet is one for a UNet."""
+    """Checks that a ControlNet fits a UNet."""
     widths = text_width(controlnet), text_width(unet)
     if widths[0] != widths[1]:
         raise ValueError(

@@ -8,10 +8,7 @@ from pathlib import Path
 import pytest
 from helpers.controlnet_parts import build_image
 
-from depthfm_diffusers.evaluation.adherence.images import (
-    fingerprint,
-    prompted_images,
-)
+from depthfm_diffusers.evaluation.adherence.images import fingerprint, prompted_images
 
 
 @pytest.fixture

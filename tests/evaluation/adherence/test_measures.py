@@ -8,10 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from helpers.controlnet_parts import (
-    build_image,
-    build_pipelines,
-)
+from helpers.controlnet_parts import build_image, build_pipelines
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st

@@ -18,13 +18,7 @@ from helpers.benchmark_folders import (
     write_labeled_mat,
     write_tar,
 )
-from helpers.shards import (
-    encode,
-    png,
-    sloping_frame,
-    write_pairs,
-    write_shard,
-)
+from helpers.shards import encode, png, sloping_frame, write_pairs, write_shard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

@@ -21,13 +21,7 @@ from helpers.benchmark_folders import (
     write_labeled_mat,
     write_tar,
 )
-from helpers.shards import (
-    encode,
-    png,
-    sloping_frame,
-    write_pairs,
-    write_shard,
-)
+from helpers.shards import encode, png, sloping_frame, write_pairs, write_shard
 from PIL import Image, ImageFile
 
 from depthfm_diffusers.evaluation.data.configs import load_benchmark

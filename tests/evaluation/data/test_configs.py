@@ -8,18 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from depthfm_diffusers.evaluation.data.configs import (
-    BenchmarkConfig,
-    benchmark_names,
-    load_benchmark,
-)
-from depthfm_diffusers.evaluation.data.file_lists import (
-    as_expression,
-    as_glob,
-    fill,
-    placeholders,
-    read_file_list,
-)
+from depthfm_diffusers.evaluation.data.configs import BenchmarkConfig, benchmark_names, load_benchmark
+from depthfm_diffusers.evaluation.data.file_lists import as_expression, as_glob, fill, placeholders, read_file_list
 
 OWN = """
 name = "own"

@@ -7,10 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from depthfm_diffusers.pipelines.depthfm.ensembling import (
-    ensemble_log_depth,
-    ensemble_uncertainty,
-)
+from depthfm_diffusers.pipelines.depthfm.ensembling import ensemble_log_depth, ensemble_uncertainty
 
 
 def smooth_map(seed: int = 0) -> torch.Tensor:

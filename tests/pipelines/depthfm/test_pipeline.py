@@ -6,10 +6,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderTiny
-from helpers.components import (
-    build_components,
-    build_unet,
-)
+from helpers.components import build_components, build_unet
 from PIL import Image
 
 from depthfm_diffusers import DepthFMPipeline, FlowMatchingImageToDepthScheduler

@@ -7,11 +7,7 @@ import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
-from helpers.components import (
-    build_components,
-    build_unet,
-    build_vae,
-)
+from helpers.components import build_components, build_unet, build_vae
 from PIL import Image
 
 from depthfm_diffusers import DepthFMPipeline, PromptEmbedding

@@ -10,10 +10,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import convert_state_dict_to_diffusers
-from helpers.components import (
-    build_components,
-    build_unet,
-)
+from helpers.components import build_components, build_unet
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 

@@ -5,12 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from helpers.shards import (
-    assert_same_frames,
-    sloping_frame,
-    write_pairs,
-    write_shard,
-)
+from helpers.shards import assert_same_frames, sloping_frame, write_pairs, write_shard
 
 from depthfm_diffusers.training.data.sources import MixedFrames
 

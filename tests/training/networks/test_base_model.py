@@ -9,21 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
-from helpers.components import (
-    build_components,
-    build_unet,
-    build_vae,
-)
+from helpers.components import build_components, build_unet, build_vae
 from helpers.stable_diffusion import LAYOUTS, build_stable_diffusion
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
-from depthfm_diffusers import DepthFMPipeline
+from depthfm_diffusers import DepthFMPipeline, FlowMatchingImageToDepthScheduler
 from depthfm_diffusers.training.networks.base_model import (
     CONV_IN_INITS,
     build_pipeline,
     embed_empty_prompt,
     grow_conv_in,
+    source_noise_step,
 )
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -63,7 +60,12 @@ def latents(seed: int) -> torch.Tensor:
 @pytest.mark.parametrize("init", CONV_IN_INITS)
 @torch.no_grad()
 def test_first_forward_pass_is_stable_diffusions(stable, init):
-    """cat[x, x] for `duplicate`, cat[x, anything] for `zero`, to 1e-6 relative to outputs of order 1."""
+    """cat[x, x] for `duplicate`, cat[x, anything] for `zero`, to 4e-6 with outputs of order 1.
+
+    The first layer adds twice as many products. The order in which a convolution adds depends on its shape and on the
+    number of threads: differences of 1.5e-6 were seen with one thread, less than 1e-6 with two. float32 rounds at
+    1.2e-7 of a value, and the network has some ten layers.
+    """
     base, folder = stable
     pipe = build_pipeline(str(folder), conv_in_init=init)
     x, condition = latents(0), latents(1)
@@ -72,9 +74,9 @@ def test_first_forward_pass_is_stable_diffusions(stable, init):
     same = pipe.unet(torch.cat([x, x], 1), time, embedding).sample
     other = pipe.unet(torch.cat([x, condition], 1), time, embedding).sample
     assert old.abs().mean() > 0.1
-    torch.testing.assert_close(same, old, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(same, old, rtol=1e-6, atol=4e-6)
     if init == "zero":
-        torch.testing.assert_close(other, old, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(other, old, rtol=1e-6, atol=4e-6)
     else:
         assert (other - old).abs().max() > 1e-2
 
@@ -198,6 +200,22 @@ def test_goes_on_from_depthfm(depthfm_folder):
 def test_start_of_the_flow_is_saved_with_the_scheduler(depthfm_folder, tmp_path, arguments, step):
     build_pipeline(str(depthfm_folder), **arguments).save_pretrained(tmp_path / "out")
     assert DiffusionPipeline.from_pretrained(tmp_path / "out").scheduler.config.noise_augmentation_step == step
+
+
+@pytest.mark.parametrize("last", [1000, 50])
+def test_start_from_noise_has_nothing_of_the_image(last, tmp_path):
+    """At the schedule's last step the source is the noise to the bit, and a saved scheduler starts so as well."""
+    step = source_noise_step("noise", 400, last)
+    FlowMatchingImageToDepthScheduler(last, step).save_pretrained(tmp_path)
+    scheduler = FlowMatchingImageToDepthScheduler.from_pretrained(tmp_path)
+    image, other, noise = (torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    assert torch.equal(scheduler.augment(100 * image, noise), noise)
+    assert torch.equal(scheduler.augment(other, noise), noise)
+    signal = scheduler.augment(torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)).item()
+    assert 0 <= signal**2 < 1e-30
+    assert source_noise_step("image", 40, last) == 40
+    with pytest.raises(ValueError, match="start distribution"):
+        source_noise_step("depth", 40)
 
 
 def test_new_network_around_an_autoencoder(tmp_path):

@@ -7,21 +7,18 @@ import pytest
 import torch
 from helpers.components import build_components
 
-from depthfm_diffusers import DepthFMPipeline, FlowMatchingImageToDepthScheduler
+from depthfm_diffusers import DepthFMPipeline
 from depthfm_diffusers.depth_normalization import normalize_log_depth
 from depthfm_diffusers.geometry import intrinsics_from_fov
 from depthfm_diffusers.training.objectives.flow_objective import (
     MAX_DECODED,
     FlowState,
-    TimeDistribution,
     data_loss,
     decoded_losses,
     gradient_matching_loss,
     has_intrinsics,
-    latent_weight,
     normals_loss,
     predict_velocity,
-    source_noise_step,
 )
 
 
@@ -77,31 +74,6 @@ def test_data_loss_counts_valid_cells_only():
     assert data_loss(state, torch.zeros_like(weight)).item() == 0.0
 
 
-def test_latent_weight_is_the_share_of_valid_pixels():
-    valid = torch.zeros(1, 1, 16, 16, dtype=torch.bool)
-    valid[..., :8, :8] = True
-    valid[..., :4, 8:] = True
-    assert latent_weight(valid, (2, 2)).flatten().tolist() == [1.0, 0.5, 0.0, 0.0]
-
-
-def test_times_follow_their_distribution():
-    rng = np.random.default_rng(0)
-    uniform = np.array([TimeDistribution().sample(rng) for _ in range(4000)])
-    assert abs(uniform.mean() - 0.5) < 0.02
-    assert uniform.min() >= 0
-    assert uniform.max() < 1
-    early = np.array([TimeDistribution("logit_normal", mean=-1.0).sample(rng) for _ in range(4000)])
-    assert np.median(early) == pytest.approx(1 / (1 + np.e), abs=0.02)
-    at_start = np.array([TimeDistribution(start_share=0.75).sample(rng) for _ in range(4000)]) == 0
-    assert abs(at_start.mean() - 0.75) < 0.03
-    with pytest.raises(ValueError, match="share of t = 0"):
-        TimeDistribution(start_share=1.5)
-    with pytest.raises(ValueError, match="distribution of t"):
-        TimeDistribution("normal")
-    with pytest.raises(ValueError, match="standard deviation"):
-        TimeDistribution("logit_normal", std=0.0)
-
-
 @pytest.mark.parametrize("sigma_min", [0.05, 0.5])
 def test_smoothing_moves_the_sample_and_not_the_target(batch, sigma_min):
     """x_t gets its own noise; a velocity field that is right still costs nothing, and x̂_1 keeps that noise."""
@@ -127,22 +99,6 @@ def test_smoothing_out_of_range_is_refused(batch, sigma_min):
         predict_velocity(
             components["unet"], components["scheduler"], components["prompt_embedding"](), batch, sigma_min
         )
-
-
-@pytest.mark.parametrize("last", [1000, 50])
-def test_start_from_noise_has_nothing_of_the_image(last, tmp_path):
-    """At the schedule's last step the source is the noise to the bit, and a saved scheduler starts so as well."""
-    step = source_noise_step("noise", 400, last)
-    FlowMatchingImageToDepthScheduler(last, step).save_pretrained(tmp_path)
-    scheduler = FlowMatchingImageToDepthScheduler.from_pretrained(tmp_path)
-    image, other, noise = (torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(3))
-    assert torch.equal(scheduler.augment(100 * image, noise), noise)
-    assert torch.equal(scheduler.augment(other, noise), noise)
-    signal = scheduler.augment(torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)).item()
-    assert 0 <= signal**2 < 1e-30
-    assert source_noise_step("image", 40, last) == 40
-    with pytest.raises(ValueError, match="start distribution"):
-        source_noise_step("depth", 40)
 
 
 BOUNDS = (float(np.log(0.5)), float(np.log(10.0)))

@@ -9,20 +9,10 @@ from __future__ import annotations
 import numpy as np
 
 from .catalogue import Catalogue
-from .geometry import (
-    Camera,
-    cast,
-)
+from .geometry import Camera, cast
 from .parts import Scene
-from .rooms import (
-    draw_room,
-    furnish,
-)
-from .streets import (
-    draw_street,
-    draw_yard,
-    populate,
-)
+from .rooms import draw_room, furnish
+from .streets import draw_street, draw_yard, populate
 from .surfaces import draw_sky
 
 MIN_CAMERA_DISTANCE = 0.45  # metres to anything

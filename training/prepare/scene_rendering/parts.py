@@ -5,17 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from .catalogue import Model
-from .geometry import (
-    Box,
-    Camera,
-    overlap,
-    standing_box,
-)
-from .surfaces import (
-    AreaLight,
-    Sky,
-    Surface,
-)
+from .geometry import Box, Camera, overlap, standing_box
+from .surfaces import AreaLight, Sky, Surface
 
 
 @dataclass(frozen=True)

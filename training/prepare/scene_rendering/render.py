@@ -14,25 +14,10 @@ import bpy
 import numpy as np
 from mathutils import Matrix
 
-from .catalogue import (
-    Model,
-    extract_model,
-)
-from .geometry import (
-    Box,
-    Camera,
-    standing_box,
-)
-from .parts import (
-    Block,
-    Piece,
-    Scene,
-)
-from .surfaces import (
-    AreaLight,
-    Sky,
-    Surface,
-)
+from .catalogue import Model, extract_model
+from .geometry import Box, Camera, standing_box
+from .parts import Block, Piece, Scene
+from .surfaces import AreaLight, Sky, Surface
 
 INVISIBLE = 0.05  # opacity under which faces are removed instead of made opaque
 SUPPORT_TOLERANCE = 0.02  # metres that a table top may differ under a thing

@@ -4,27 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from .catalogue import (
-    Catalogue,
-    Model,
-)
-from .geometry import (
-    Box,
-    overlap,
-    standing_box,
-)
-from .parts import (
-    Block,
-    Scene,
-    add_piece,
-)
-from .surfaces import (
-    AreaLight,
-    ceiling_surface,
-    floor_surface,
-    lamp_colour,
-    wall_surface,
-)
+from .catalogue import Catalogue, Model
+from .geometry import Box, overlap, standing_box
+from .parts import Block, Scene, add_piece
+from .surfaces import AreaLight, ceiling_surface, floor_surface, lamp_colour, wall_surface
 
 WALL_THICKNESS = 0.25
 

@@ -5,23 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from .catalogue import Catalogue
-from .geometry import (
-    overlap,
-    standing_box,
-)
-from .parts import (
-    Scene,
-    add_block,
-    add_piece,
-)
-from .surfaces import (
-    Surface,
-    facade_surface,
-    ground_surface,
-    pavement_surface,
-    road_surface,
-    wall_surface,
-)
+from .geometry import overlap, standing_box
+from .parts import Scene, add_block, add_piece
+from .surfaces import Surface, facade_surface, ground_surface, pavement_surface, road_surface, wall_surface
 
 GROUND_SIZE = 1200.0
 STREET_HALF_LENGTH = 75.0  # beyond the 65 m that a 16-bit depth in millimetres holds
