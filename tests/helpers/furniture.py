@@ -103,7 +103,7 @@ def write_library(path: Path, licence: str = "Public domain", picture: bytes | N
 
 
 class BoxRenderer:
-    """Renders bounding boxes, each in a colour of its own: what `scene_render.Renderer` does, without Blender."""
+    """Renders bounding boxes, each in a colour of its own, with the methods of `scene_rendering.render.Renderer`."""
 
     def __init__(self, size: tuple[int, int]) -> None:
         self.size = size
@@ -113,10 +113,10 @@ class BoxRenderer:
         """Keeps the scene."""
         self.scene = scene
         self.built.append(scene.number)
-        return [piece.model for piece in scene.pieces]
+        return [piece.model for piece in scene.pieces if isinstance(piece.model, Model)]
 
-    def render(self, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
-        """Radiance H×W×3 and planar depth H×W, the sky at 1e10."""
+    def render(self, camera: Camera, focus: float = 1.0, aperture: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+        """Radiance H×W×3 and planar depth H×W, the sky at 1e10; nothing is blurred."""
         depth, seen = cast(camera, self.scene.boxes, *self.size)
         colours = np.random.default_rng(0).uniform(0.05, 1, (len(self.scene.boxes) + 1, 3))
         return colours[seen].astype(np.float32), np.minimum(depth, 1e10).astype(np.float32)

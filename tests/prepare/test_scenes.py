@@ -461,11 +461,11 @@ COMPARE_DEPTH = """
 import json, sys, tempfile
 from pathlib import Path
 import numpy as np
-from scene_catalogue import read_catalogue
-from scene_geometry import Camera, cast, standing_box
-from scene_parts import Block, Piece, Scene
-from scene_render import Renderer
-from scene_surfaces import Sky, Surface
+from scene_rendering.catalogue import read_catalogue
+from scene_rendering.geometry import Camera, cast, standing_box
+from scene_rendering.parts import Block, Piece, Scene
+from scene_rendering.render import Renderer
+from scene_rendering.surfaces import Sky, Surface
 
 models = {model.id: model for model in read_catalogue(Path(sys.argv[1])).models}
 grey = Surface("bricks", (0.5, 0.5, 0.5), (0.1, 0.1, 0.1), (0.3, 0.3), 0.02)
@@ -531,6 +531,77 @@ def test_rendered_depth_is_that_of_the_geometry(render_python, furniture):
         assert error < (0.02 if box == 0 else 0.002), (box, error)
         if box >= 2:  # pieces are red and green, not the magenta of missing pictures
             assert colour[2] < 0.5 * max(colour[:2])
+
+
+COMPARE_SHARPNESS = """
+import json, sys, tempfile
+from dataclasses import replace
+from pathlib import Path
+import numpy as np
+from scene_rendering.geometry import Camera, cast, standing_box
+from scene_rendering.parts import Block, Piece, Scene
+from scene_rendering.render import Renderer
+from scene_rendering.shapes import Slab, Turned, make_thing
+from scene_rendering.surfaces import AreaLight, Sky, Surface, plain_surface
+
+white = (1.0, 1.0, 1.0)
+checks = Surface("checks", white, white, (2.0, 2.0), image=4)
+box = make_thing("box", (Slab((0.3, 0.2, 0.4), (0.0, 0.0, 0.0), plain_surface((0.8, 0.1, 0.1), 0.5)),))
+column = make_thing("column", (Turned(((0.1, 0.0), (0.1, 0.5)), checks),))
+scene = Scene(0, True, Sky(1.0, 0.5, 1.0, 0.2))
+scene.blocks = [
+    Block(standing_box((40, 40, 1), 0, 0, -1), checks),
+    Block(standing_box((0.2, 8, 4), 3.1, 0), checks),
+]
+scene.pieces = [
+    Piece(box, standing_box(box.size, 1.0, 0.2, 0, 0.5)),
+    Piece(column, standing_box(column.size, 1.2, -0.3, 0)),
+]
+scene.lights = [AreaLight((0.0, 0.0, 1.5), 0.1, 200.0, white, (0.8, 0.0, -0.6))]
+camera = Camera((0, 0, 0.5), 0.0, -0.2, 0.1, 1.0)
+with tempfile.TemporaryDirectory() as folder:
+    renderer = Renderer(Path(folder), (96, 72), samples=16, threads=1)
+    kept = renderer.build(scene)
+    sharp, depth = renderer.render(camera)
+    blurred, same = renderer.render(camera, 1.0, 0.1)
+    again, _ = renderer.render(camera)
+    scene.lights = [replace(scene.lights[0], direction=(-0.8, 0.0, 0.6))]
+    renderer.build(scene)
+    unlit, _ = renderer.render(camera)
+expected, seen = cast(camera, scene.boxes, 96, 72)
+turned = seen == 3
+
+def edges(image, pixels):
+    return float(np.abs(np.diff(image.mean(-1), axis=1))[pixels[:, 1:] & pixels[:, :-1]].mean())
+print(json.dumps({
+    "kept": kept,
+    "same": float(np.abs(depth - same).max()),
+    "again": float(np.abs(sharp - again).max()),
+    "box": float(np.median(np.abs(depth - expected)[seen == 2])),
+    "column": [float(depth[turned].min()), float(expected[turned].min())],
+    "wall": [edges(sharp, seen == 1), edges(blurred, seen == 1)],
+    "red": (sharp[seen == 2].mean(0) / sharp[seen == 2].mean()).tolist(),
+    "light": [float(sharp.mean()), float(unlit.mean())],
+}))
+"""
+
+
+@pytest.mark.slow
+def test_depth_stays_sharp_where_the_picture_is_blurred(render_python):
+    done = run_blender(render_python, ["-c", COMPARE_SHARPNESS])
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["kept"] == []  # drawn things are nobody's models
+    assert report["same"] == 0
+    assert report["again"] == 0  # the lens is as it was
+    assert report["box"] < 1e-3
+    nearest, expected = report["column"]
+    assert nearest == pytest.approx(expected, abs=0.01)
+    sharp, blurred = report["wall"]
+    assert blurred < 0.5 * sharp
+    assert report["red"][0] > 2 * report["red"][1]
+    lit, unlit = report["light"]
+    assert lit > 1.2 * unlit  # a lamp that is turned away
 
 
 @pytest.mark.slow

@@ -121,6 +121,7 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
         threads=options.threads,
         textures=list_files(options.textures, TEXTURE_SUFFIXES, "textures"),
         environments=list_files(options.environments, ENVIRONMENT_SUFFIXES, "environments"),
+        photo_share=options.photo_share,
     )
     frames = list_frames(options.seed, options.scenes, options.views, options.scenes_per_shard)
     libraries = sorted({model.library for model in catalogue.models})
@@ -135,6 +136,7 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
                 "scenes": options.scenes,
                 "views": options.views,
                 "indoor_share": options.indoor_share,
+                "photo_share": options.photo_share,
                 "width": options.width,
                 "height": options.height,
                 "samples": options.samples,
@@ -182,6 +184,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=2 / 3,
         metavar="SHARE",
         help="share of rooms among the scenes",
+    )
+    parser.add_argument(
+        "--photo_share",
+        type=positive_fraction,
+        default=0.0,
+        metavar="SHARE",
+        help="share of scenes composed as photographs: close-ups, single subjects, any camera; the others show rooms "
+        "and streets from eye level",
     )
     parser.add_argument(
         "--exclude_models", type=Path, metavar="FILE", help="ids of models to leave out (text, or first column of tsv)"

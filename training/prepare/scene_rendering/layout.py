@@ -9,13 +9,27 @@ from __future__ import annotations
 import numpy as np
 
 from .catalogue import Catalogue
-from .geometry import Camera, cast
-from .parts import Scene
-from .rooms import draw_room, furnish
-from .streets import draw_street, draw_yard, populate
+from .geometry import (
+    Camera,
+    cast,
+)
+from .parts import (
+    MIN_CAMERA_DISTANCE,
+    Scene,
+    Shot,
+)
+from .photographs import draw_photograph
+from .rooms import (
+    draw_room,
+    furnish,
+)
+from .streets import (
+    draw_street,
+    draw_yard,
+    populate,
+)
 from .surfaces import draw_sky
 
-MIN_CAMERA_DISTANCE = 0.45  # metres to anything
 CAMERA_TRIES = 300
 MIN_FURNITURE = (0.03, 0.08)  # share of a view, by bounding boxes, outdoors and indoors
 
@@ -28,6 +42,8 @@ def draw_scene(
     indoor_share: float = 2 / 3,
     images: int = 0,
     environments: int = 0,
+    photo_share: float = 0.0,
+    aspect: float = 4 / 3,
 ) -> Scene:
     """Draws one scene.
 
@@ -39,6 +55,8 @@ def draw_scene(
         indoor_share: Probability of a room.
         images: How many textures the renderer has.
         environments: How many environment maps it has.
+        photo_share: Probability of a scene that is composed as a photograph is (see `photographs`).
+        aspect: Width over height of the pictures, for photographs.
 
     Returns:
         The scene.
@@ -46,6 +64,10 @@ def draw_scene(
     rng = np.random.default_rng([seed, number])
     indoor = bool(rng.random() < indoor_share)
     scene = Scene(number, indoor, draw_sky(rng, environments))
+    # At a share of 0 nothing is drawn here: the scenes are those of a version without photographs.
+    if photo_share and rng.random() < photo_share:
+        draw_photograph(rng, scene, catalogue, views, aspect, images, environments)
+        return scene
     if indoor:
         width, length, height = draw_room(rng, scene, images)
         furnish(rng, scene, catalogue, width, length, height)
@@ -63,7 +85,7 @@ def _place_cameras(
 ) -> None:
     """Looks for cameras that see something; `area` is the ground they may stand on."""
     for _ in range(CAMERA_TRIES):
-        if len(scene.cameras) == views:
+        if len(scene.shots) == views:
             return
         low, high = (0.9, 1.9) if scene.indoor else (0.9, 3.0)
         position = (float(rng.uniform(*area[:2])), float(rng.uniform(*area[2:])), float(rng.uniform(low, high)))
@@ -82,8 +104,7 @@ def _place_cameras(
         )
         exposure = float(rng.normal(0, 0.45))
         if why_bad(scene, camera) is None:
-            scene.cameras.append(camera)
-            scene.exposures.append(exposure)
+            scene.shots.append(Shot(camera, exposure))
 
 
 def why_bad(scene: Scene, camera: Camera) -> str | None:

@@ -24,7 +24,13 @@ from shard_writer import FrameRejected, Sample
 
 from .catalogue import Catalogue
 from .layout import draw_scene
-from .pictures import check_frame, encode_frame, tone_map
+from .pictures import (
+    add_grain,
+    check_frame,
+    encode_frame,
+    shake,
+    tone_map,
+)
 
 if TYPE_CHECKING:
     from .render import Renderer
@@ -63,6 +69,7 @@ class RenderSettings:
         threads: CPU threads of one process, 0 for all.
         textures: Pictures for floors, walls and grounds.
         environments: Environment maps.
+        photo_share: Share of scenes that are composed as photographs are.
     """
 
     catalogue: Catalogue
@@ -74,6 +81,7 @@ class RenderSettings:
     threads: int
     textures: tuple[Path, ...] = ()
     environments: tuple[Path, ...] = ()
+    photo_share: float = 0.0
 
 
 # A view's files, or the reason and detail of why there are none.
@@ -206,24 +214,27 @@ def render_views(renderer: Renderer, settings: RenderSettings, number: int) -> l
         settings.indoor_share,
         len(settings.textures),
         len(settings.environments),
+        settings.photo_share,
+        settings.size[0] / settings.size[1],
     )
-    missing = ("no_camera", f"the scene has {len(scene.cameras)} places for cameras that see enough")
+    missing = ("no_camera", f"the scene has {len(scene.shots)} places for cameras that see enough")
     results: list[ViewResult] = [missing] * settings.views
-    if not scene.cameras:
+    if not scene.shots:
         return results
     models = sorted({model.id for model in renderer.build(scene)})
-    for view, (camera, exposure) in enumerate(zip(scene.cameras, scene.exposures, strict=True)):
-        radiance, depth = renderer.render(camera)
-        image = tone_map(radiance, exposure)
+    for view, shot in enumerate(scene.shots):
+        radiance, depth = renderer.render(shot.camera, shot.focus, shot.aperture)
+        noise = np.random.default_rng([settings.seed, number, view])
+        image = add_grain(tone_map(shake(radiance, shot.shake), shot.exposure, shot.highlights), shot.grain, noise)
         frame = RenderedFrame(settings.seed, number, view)
         metadata = {
-            "fov_x_deg": float(np.degrees(camera.fov_x)),
+            "fov_x_deg": float(np.degrees(shot.camera.fov_x)),
             "indoor": scene.indoor,
             "scene": frame.scene_name,
             "models": models,
         }
         try:
-            check_frame(image, depth, camera)
+            check_frame(image, depth, shot.camera, shot.closest)
         except FrameRejected as rejected:
             results[view] = (rejected.reason, rejected.detail)
         else:

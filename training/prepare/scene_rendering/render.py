@@ -12,15 +12,40 @@ from pathlib import Path
 
 import bpy
 import numpy as np
-from mathutils import Matrix
+from mathutils import Matrix, Vector
 
-from .catalogue import Model, extract_model
-from .geometry import Box, Camera, standing_box
-from .parts import Block, Piece, Scene
-from .surfaces import AreaLight, Sky, Surface
+from .catalogue import (
+    Model,
+    extract_model,
+)
+from .geometry import (
+    Box,
+    Camera,
+    standing_box,
+)
+from .parts import (
+    Block,
+    Piece,
+    Scene,
+)
+from .patterns import (
+    PATTERNS,
+    draw_pattern,
+)
+from .shapes import (
+    Slab,
+    Thing,
+)
+from .surfaces import (
+    AreaLight,
+    Colour,
+    Sky,
+    Surface,
+)
 
 INVISIBLE = 0.05  # opacity under which faces are removed instead of made opaque
 SUPPORT_TOLERANCE = 0.02  # metres that a table top may differ under a thing
+SHARP_EDGE = float(np.radians(40))  # between faces of a round part
 SKY_STRENGTH = 0.12  # brings Blender's sky, in physical units, near the lamps indoors
 
 
@@ -59,7 +84,7 @@ class Renderer:
             scene: What stands where.
 
         Returns:
-            The models in the scene: things for which a table has no flat place are left out.
+            The catalogue's models in the scene: those for which a table has no flat place are left out.
 
         Raises:
             ValueError: If a model cannot be read.
@@ -74,12 +99,20 @@ class Renderer:
         self._add_sky(scene.sky)
         models = []
         for piece in scene.pieces:
-            if self._add_piece(scene, piece):
+            if isinstance(piece.model, Thing):
+                self._add_thing(piece.model, piece.box)
+            elif self._add_piece(scene, piece, piece.model):
                 models.append(piece.model)
         return models
 
-    def render(self, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
+    def render(self, camera: Camera, focus: float = 1.0, aperture: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
         """Renders the scene that was built.
+
+        Args:
+            camera: From where.
+            focus: Depth that is sharp, in metres.
+            aperture: Radius of the lens's opening in metres; 0: everything is sharp. Depth always is: with an opening
+                it is rendered once more, without.
 
         Returns:
             Linear radiance, H×W×3 float32, and planar depth in metres, H×W float32; the sky's depth is 1e10.
@@ -90,9 +123,23 @@ class Renderer:
             np.block([[np.stack([right, -down, -forward], 1), np.c_[list(camera.position)]]]).tolist()
         ).to_4x4()
         item.data.angle = camera.fov_x
+        item.data.dof.use_dof = aperture > 0
+        if aperture > 0:
+            item.data.dof.focus_distance = focus
+            item.data.dof.aperture_fstop = item.data.lens / 1000 / (2 * aperture)
         with quiet():
             bpy.ops.render.render()
-        return self._read_layer("radiance")[..., :3], self._read_layer("depth")[..., 0]
+        radiance, depth = self._read_layer("radiance")[..., :3], self._read_layer("depth")[..., 0]
+        if aperture > 0:
+            item.data.dof.use_dof = False
+            cycles = bpy.context.scene.cycles
+            cycles.samples, cycles.use_denoising = 1, False
+            with quiet():
+                bpy.ops.render.render()
+            cycles.samples, cycles.use_denoising = self.samples, True
+            self._read_layer("radiance")
+            depth = self._read_layer("depth")[..., 0]
+        return radiance, depth
 
     def _set_up(self, seed: int) -> None:
         """Cycles, a camera, and a compositor that writes radiance and depth as float files."""
@@ -178,6 +225,7 @@ class Renderer:
         nodes, links = material.node_tree.nodes, material.node_tree.links
         shader = nodes["Principled BSDF"]
         shader.inputs["Roughness"].default_value = surface.roughness
+        shader.inputs["Metallic"].default_value = surface.metallic
         shader.inputs["Base Color"].default_value = (*surface.colour, 1)
         if surface.kind == "plain":
             return material
@@ -185,7 +233,10 @@ class Renderer:
         unit = max(1.0, 4.2 * surface.joint)
         mapping = nodes.new("ShaderNodeMapping")
         links.new(nodes.new("ShaderNodeTexCoord").outputs["UV"], mapping.inputs["Vector"])
-        scale = (1 / surface.size[0], 1 / surface.size[1], 1) if surface.kind == "image" else (1 / unit,) * 3
+        drawn = surface.kind in PATTERNS
+        scale = (1 / unit,) * 3
+        if drawn or surface.kind == "image":
+            scale = (1 / surface.size[0], 1 / surface.size[1], 1)
         mapping.inputs["Scale"].default_value = scale
         if surface.kind == "bricks":
             texture = nodes.new("ShaderNodeTexBrick")
@@ -209,7 +260,11 @@ class Renderer:
             colour = _mix(material.node_tree, texture.outputs["Fac"], surface.colour, surface.second)
         else:
             texture = nodes.new("ShaderNodeTexImage")
-            texture.image = bpy.data.images.load(str(self.images[surface.image]), check_existing=True)
+            texture.image = (
+                _draw_image(surface)
+                if drawn
+                else bpy.data.images.load(str(self.images[surface.image]), check_existing=True)
+            )
             tint = nodes.new("ShaderNodeMixRGB")
             tint.blend_type = "MULTIPLY"
             tint.inputs["Fac"].default_value = 1.0
@@ -257,15 +312,34 @@ class Renderer:
         background.inputs["Strength"].default_value = SKY_STRENGTH * sky.strength
         links.new(clouds.outputs["Color"], background.inputs["Color"])
 
-    def _add_piece(self, scene: Scene, piece: Piece) -> bool:
-        """Adds a piece; False if it is to stand on another that is not there or not flat below it."""
+    def _add_thing(self, thing: Thing, box: Box) -> None:
+        """A drawn thing; its round parts are shaded smoothly."""
+        turn = Matrix.Translation((*box.centre[:2], box.bottom)) @ Matrix.Rotation(box.yaw, 4, "Z")
+        for part in thing.parts:
+            vertices, faces, texture = part.mesh()
+            mesh = bpy.data.meshes.new(thing.name)
+            mesh.from_pydata(vertices.tolist(), [], faces)
+            mesh.uv_layers.new().data.foreach_set("uv", texture.astype(np.float32).ravel())
+            mesh.materials.append(self._material(part.surface))
+            if not isinstance(part, Slab):
+                mesh.shade_smooth()
+                mesh.set_sharp_from_angle(angle=SHARP_EDGE)
+            item = bpy.data.objects.new(thing.name, mesh)
+            item.matrix_world = turn
+            bpy.context.scene.collection.objects.link(item)
+
+    def _add_piece(self, scene: Scene, piece: Piece, model: Model) -> bool:
+        """Adds a model; False if it is to stand on another that is not there or not flat below it."""
         box = piece.box
         if piece.support >= 0:
             height = _surface_height(scene.pieces[piece.support].box, box)
             if height is None:
                 return False
             box = standing_box(box.size, *box.centre[:2], height + 0.001, box.yaw)
-        item = self._import(piece.model)
+        item = self._import(model)
+        if piece.paint:
+            for material in item.data.materials:
+                _paint(material, piece.paint)
         turn = Matrix.Translation((*box.centre[:2], box.bottom)) @ Matrix.Rotation(box.yaw, 4, "Z")
         item.data.transform(turn)
         return True
@@ -320,12 +394,35 @@ def quiet() -> Iterator[None]:
         os.close(sink)
 
 
+def _draw_image(surface: Surface) -> bpy.types.Image:
+    """A drawn pattern as Blender's image."""
+    pixels = draw_pattern(surface.kind, surface.image)
+    size = len(pixels)
+    image = bpy.data.images.new(surface.kind, size, size)
+    # The first row is Blender's lowest.
+    image.pixels.foreach_set(np.dstack([pixels[::-1], np.ones((size, size), dtype=np.float32)]).ravel())
+    image.pack()
+    return image
+
+
+def _paint(material: bpy.types.Material, colour: Colour) -> None:
+    """Gives a plain material another colour of the same brightness; pictures are left as they are."""
+    if not material or not material.use_nodes:
+        return
+    for shader in [node for node in material.node_tree.nodes if node.type == "BSDF_PRINCIPLED"]:
+        base = shader.inputs["Base Color"]
+        if not base.links:
+            grey = float(np.mean(base.default_value[:3]))
+            base.default_value = (*(2 * grey * np.array(colour)).clip(0, 1), 1)
+
+
 def _add_light(light: AreaLight) -> None:
-    """A square lamp that shines downwards and is not seen itself."""
+    """A square lamp that is not seen itself."""
     lamp = bpy.data.lights.new("lamp", "AREA")
     lamp.size, lamp.energy, lamp.color = light.side, light.power, light.colour
     item = bpy.data.objects.new("lamp", lamp)
-    item.location = light.position
+    turn = Vector((0, 0, -1)).rotation_difference(Vector(light.direction)).to_matrix().to_4x4()
+    item.matrix_world = Matrix.Translation(light.position) @ turn
     item.visible_camera = False
     bpy.context.scene.collection.objects.link(item)
 

@@ -100,9 +100,15 @@ def draw_room(rng: np.random.Generator, scene: Scene, images: int) -> tuple[floa
 
 
 def furnish(
-    rng: np.random.Generator, scene: Scene, catalogue: Catalogue, width: float, length: float, height: float
+    rng: np.random.Generator,
+    scene: Scene,
+    catalogue: Catalogue,
+    width: float,
+    length: float,
+    height: float,
+    density: tuple[float, float] = (0.3, 0.8),
 ) -> None:
-    """Furniture against walls, in the room, on walls and on tables."""
+    """Furniture against walls, in the room, on walls and on tables; `density`: pieces tried per square metre."""
     shares = ROOMS[str(rng.choice(list(ROOMS)))]
     groups: dict[str, list[Model]] = {"floor": [], "tabletop": [], "wall": [], "ceiling": []}
     for model in catalogue.models:
@@ -116,10 +122,11 @@ def furnish(
             candidates = [model for model in candidates if model.category == category] or candidates
         return candidates[int(rng.integers(len(candidates)))] if candidates else None
 
+    before = len(scene.pieces)
     for _ in range(int(rng.poisson(3))):
         if model := pick("wall"):
             _place_at_wall(rng, scene, model, width, length, model.elevation)
-    for _ in range(int(width * length * rng.uniform(0.3, 0.8)) + 3):
+    for _ in range(int(width * length * rng.uniform(*density)) + 3):
         # Small things stand on the floor too, now and then.
         if model := pick("floor" if rng.random() < 0.88 else "tabletop"):
             if model.size[2] > 0.5 and rng.random() < 0.65:
@@ -128,7 +135,7 @@ def furnish(
                 x, y = rng.uniform(0, 1, 2) * (width, length)
                 yaw = float(rng.uniform(0, 2 * np.pi) if rng.random() < 0.5 else rng.integers(4) * np.pi / 2)
                 add_piece(scene, model, standing_box(model.size, float(x), float(y), 0.0, yaw))
-    for support in range(len(scene.pieces)):
+    for support in range(before, len(scene.pieces)):
         _lay_table(rng, scene, support, groups["tabletop"])
     if groups["ceiling"] and rng.random() < 0.5:
         model = groups["ceiling"][int(rng.integers(len(groups["ceiling"])))]

@@ -47,13 +47,15 @@ def draw_yard(rng: np.random.Generator, scene: Scene, images: int) -> float:
     return half
 
 
-def populate(rng: np.random.Generator, scene: Scene, catalogue: Catalogue, half: float) -> None:
-    """Vehicles, trees, people and street furniture, on whatever ground is below them."""
+def populate(
+    rng: np.random.Generator, scene: Scene, catalogue: Catalogue, half: float, number: tuple[int, int] = (20, 60)
+) -> None:
+    """Vehicles, trees, people and street furniture, on whatever ground is below them; `number`: range of tries."""
     vehicles = [model for model in catalogue.models if model.category == "Vehicles" and model.size[1] > 2.2]
     others = [model for model in catalogue.models if model.outdoor and model.place in ("floor", "tabletop")]
     either = [model for model in catalogue.models if model.outdoor is None and model.place == "floor"]
     crowd = [model for model in either if model.category == "Characters"] or either
-    for _ in range(int(rng.integers(20, 60))):
+    for _ in range(int(rng.integers(*number))):
         draw = rng.random()
         models = vehicles if draw < 0.2 else crowd if draw < 0.4 else either if draw < 0.5 else others
         if not models:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import colorsys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,14 +16,16 @@ class Surface:
     """What a floor, wall or ground is made of.
 
     Attributes:
-        kind: `plain`, `noise` (blotches of two colours), `bricks` (also tiles, floorboards and façades) or `image`.
+        kind: `plain`, `noise` (blotches of two colours), `bricks` (also tiles, floorboards and façades), `image`, or
+            one of `patterns.PATTERNS`.
         colour: Linear RGB.
         second: Linear RGB of blotches, or of the joints between bricks.
-        size: Metres: width and height of a brick or of the image, or the scale of blotches twice.
+        size: Metres: width and height of a brick, of the image or of the pattern, or the scale of blotches twice.
         joint: Metres between bricks.
         offset: By what part of its length a row of bricks is shifted against the one below.
         roughness: From 0 (mirror) to 1.
-        image: Number of the image, for `image`.
+        image: Number of the image, for `image`; seed of the drawing, for patterns.
+        metallic: 0 or 1.
     """
 
     kind: str
@@ -33,16 +36,18 @@ class Surface:
     offset: float = 0.0
     roughness: float = 0.7
     image: int = -1
+    metallic: float = 0.0
 
 
 @dataclass(frozen=True)
 class AreaLight:
-    """A lamp that shines downwards: centre, side in metres, power in watts, linear RGB."""
+    """A square lamp: centre, side in metres, power in watts, linear RGB, and the direction in which it shines."""
 
     position: tuple[float, float, float]
     side: float
     power: float
     colour: Colour
+    direction: tuple[float, float, float] = (0.0, 0.0, -1.0)
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,82 @@ def draw_sky(rng: np.random.Generator, environments: int) -> Sky:
         clouds=float(rng.uniform(0, 1)),
         environment=int(rng.integers(environments)) if environments and rng.random() < 0.7 else -1,
     )
+
+
+def draw_evening_sky(rng: np.random.Generator, environments: int) -> Sky:
+    """A low sun: long shadows and warm light, or dusk."""
+    sky = draw_sky(rng, environments)
+    return replace(sky, elevation=float(np.radians(rng.uniform(0.5, 11))), clouds=sky.clouds * 0.7)
+
+
+def plain_surface(colour: Colour, roughness: float) -> Surface:
+    """One colour throughout."""
+    return Surface("plain", colour, colour, (1.0, 1.0), roughness=roughness)
+
+
+def metal_surface(rng: np.random.Generator) -> Surface:
+    """Steel, brass or copper, polished or brushed."""
+    hue = [(0.55, 0.65), (0.09, 0.13), (0.03, 0.06)][rng.choice(3, p=[0.75, 0.15, 0.1])]
+    colour = draw_colour(rng, hue, (0.02, 0.06) if hue[0] > 0.5 else (0.35, 0.6), (0.7, 0.95))
+    return Surface("plain", colour, colour, (1.0, 1.0), roughness=float(rng.uniform(0.12, 0.45)), metallic=1.0)
+
+
+def pattern_surface(rng: np.random.Generator, kinds: Sequence[str], size: float) -> Surface:
+    """A drawn pattern.
+
+    Args:
+        rng: Chooses the kind and the seed of the drawing.
+        kinds: Some of `patterns.PATTERNS`.
+        size: Metres after which it repeats.
+    """
+    white = (1.0, 1.0, 1.0)
+    return Surface(
+        str(rng.choice(list(kinds))),
+        white,
+        white,
+        (size, size),
+        roughness=float(rng.uniform(0.25, 0.95)),
+        image=int(rng.integers(2**31)),
+    )
+
+
+def table_surface(rng: np.random.Generator, images: int) -> Surface:
+    """Wood more than anything; stone, paint, oilcloth."""
+    kind = rng.choice(
+        ["wood", "boards", "marble", "plain", "cloth", "speckles", "image"], p=[0.34, 0.1, 0.1, 0.16, 0.16, 0.07, 0.07]
+    )
+    if kind == "wood":
+        return pattern_surface(rng, ("wood",), float(rng.uniform(0.4, 1.2)))
+    if kind == "marble":
+        return pattern_surface(rng, ("marble",), float(rng.uniform(0.4, 1.5)))
+    if kind == "cloth":
+        return cloth_surface(rng)
+    if kind == "image" and (image := _image(rng, images, 1.0)):
+        return image
+    if kind == "speckles":
+        return _noise(rng, draw_colour(rng, (0, 1), (0, 0.3), (0.3, 0.9)), float(rng.uniform(0.004, 0.03)), 0.5)
+    if kind == "plain":
+        return plain_surface(draw_colour(rng, (0, 1), (0, 0.6), (0.1, 0.97)), float(rng.uniform(0.15, 0.9)))
+    wood = draw_colour(rng, (0.05, 0.11), (0.2, 0.65), (0.3, 0.85))
+    return _bricks(rng, wood, 3.0, float(rng.uniform(0.06, 0.2)), float(rng.uniform(0.001, 0.005)), 0.37)
+
+
+def cloth_surface(rng: np.random.Generator) -> Surface:
+    """A printed or woven cloth."""
+    kinds = ("stripes", "checks", "plaid", "dots", "zigzag", "rosettes", "picture", "patches")
+    return replace(pattern_surface(rng, kinds, float(rng.uniform(0.08, 0.6))), roughness=0.9)
+
+
+def backdrop_surface(rng: np.random.Generator, images: int) -> Surface:
+    """What is behind a single thing: paper of one colour, a wall, a patterned cloth, a picture."""
+    draw = rng.random()
+    if draw < 0.3:
+        return plain_surface(draw_colour(rng, (0, 1), (0, 0.7), (0.05, 0.97)), 0.9)
+    if draw < 0.6:
+        return wall_surface(rng, images)
+    if draw < 0.85:
+        return cloth_surface(rng)
+    return pattern_surface(rng, ("picture", "marble", "wood", "print"), float(rng.uniform(0.5, 2.5)))
 
 
 def _image(rng: np.random.Generator, images: int, share: float = 0.7) -> Surface | None:
