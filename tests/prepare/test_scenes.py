@@ -330,11 +330,14 @@ CAMERA = Camera((0, 0, 1), 0.0, 0.0, 0.0, np.radians(60))
         (np.linspace(0.3, 5, 192).reshape(12, 16), 60, "too_close"),
         (np.linspace(2.0, 2.1, 192).reshape(12, 16), 60, "depth_range"),
         (np.linspace(1, 5, 192).reshape(12, 16), 2, "one_colour"),
+        (np.linspace(1, 5, 192).reshape(12, 16), 0, "too_dark"),
         (np.linspace(1, 5, 192).reshape(12, 16), 60, None),
     ],
 )
 def test_useless_frames_are_rejected(depth, contrast, reason):
     image = np.random.default_rng(0).normal(128, contrast, (12, 16, 3)).clip(0, 255).astype(np.uint8)
+    if reason == "too_dark":
+        image[2:] = 0  # a bright window in a dark room
     if reason is None:
         check_frame(image, depth, CAMERA)
         return

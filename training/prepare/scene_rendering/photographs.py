@@ -96,9 +96,9 @@ def _draw_place(
 
 
 def _change_light(rng: np.random.Generator, scene: Scene) -> None:
-    """Leaves some rooms to the light of their windows, others to one small lamp."""
+    """Leaves some rooms to the daylight of their windows, others to one small lamp."""
     draw = rng.random()
-    if draw < 0.35 and scene.openings:
+    if draw < 0.35 and scene.openings and scene.sky.elevation > np.radians(12):
         scene.lights.clear()
     elif draw < 0.6 and scene.lights:
         scene.lights[:] = [replace(scene.lights[0], side=float(rng.uniform(0.03, 0.15)))]

@@ -17,6 +17,7 @@ MAX_DEPTH = 65.0  # metres; 16 bits hold 65.535 m in millimetres
 MIN_KNOWN = 0.35  # share of pixels that must have depth
 MIN_LOG_RANGE = 0.15  # of ln depth, between the 5% and the 95% quantile
 MIN_CONTRAST = 8.0  # standard deviation of all levels, of 255
+MIN_LEVEL = 10  # median level, of 255
 WEBP_QUALITY = 92
 
 
@@ -104,7 +105,8 @@ def check_frame(image: np.ndarray, depth: np.ndarray, camera: Camera, closest: f
         closest: Metres that everything must be away from the camera.
 
     Raises:
-        FrameRejected: With the first reason of `little_depth`, `too_close`, `depth_range`, `one_colour`.
+        FrameRejected: With the first reason of `little_depth`, `too_close`, `depth_range`, `too_dark`,
+            `one_colour`.
     """
     height, width = depth.shape
     known = depth <= MAX_DEPTH
@@ -116,6 +118,8 @@ def check_frame(image: np.ndarray, depth: np.ndarray, camera: Camera, closest: f
     near, far = np.quantile(np.log(depth[known]), [0.05, 0.95])
     if far - near < MIN_LOG_RANGE:
         raise FrameRejected("depth_range", f"depths differ by {np.exp(far - near) - 1:.1%}")
+    if np.median(image) < MIN_LEVEL:
+        raise FrameRejected("too_dark", f"half of all levels are below {MIN_LEVEL} of 255")
     if image.std() < MIN_CONTRAST:
         raise FrameRejected("one_colour", f"levels vary by {image.std():.2f} of 255")
 

@@ -14,6 +14,7 @@ from .surfaces import Surface
 
 SEGMENTS = 28  # of a turned part's circles
 RING = 10  # corners of a swept part's cross-section
+JOINT = 0.0003  # metres between a thing and what it stands on, so that rounding makes no overlap of the two
 
 Point = tuple[float, float, float]
 

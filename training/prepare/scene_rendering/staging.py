@@ -22,7 +22,10 @@ from .parts import (
     add_block,
     add_piece,
 )
-from .shapes import Thing
+from .shapes import (
+    JOINT,
+    Thing,
+)
 from .surfaces import (
     AreaLight,
     Surface,
@@ -36,8 +39,8 @@ from .things import draw_thing
 
 # What lies together: categories of the catalogue, and kinds of drawn things.
 THEMES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
-    (("Kitchen",), ("cup", "plate", "bowl", "cutlery", "bottle", "fruit", "paper", "vase")),
-    (("Kitchen",), ("cup", "plate", "cutlery", "cup", "plate")),
+    (("Kitchen",), ("served cup", "cup", "plate", "bowl", "cutlery", "bottle", "fruit", "paper", "vase")),
+    (("Kitchen",), ("served cup", "served cup", "cup", "plate", "cutlery")),
     (("Office", "Miscellaneous"), ("books", "pencil", "paper", "box", "cup", "plant")),
     (("Living room", "Lights"), ("plant", "vase", "books", "bowl", "plant")),
     (("Miscellaneous",), ("tool", "tool", "box", "pencil", "bottle")),
@@ -61,7 +64,6 @@ THEMES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     ),
 )
 NEAR = 0.004  # metres between things that stand close together
-JOINT = 0.0003  # metres between a thing and what it stands on, so that rounding makes no overlap of the two
 
 
 @dataclass(frozen=True)

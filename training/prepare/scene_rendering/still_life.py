@@ -14,8 +14,8 @@ from .parts import (
     add_block,
     add_piece,
 )
+from .shapes import JOINT
 from .staging import (
-    JOINT,
     Stage,
     add_backdrop,
     add_key_light,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
 from .shapes import (
+    JOINT,
     Part,
     Point,
     Slab,
@@ -22,6 +24,8 @@ from .surfaces import (
     pattern_surface,
     plain_surface,
 )
+
+PLATE_FLOOR = 0.004  # thickness of a plate's well
 
 
 def _ceramic(rng: np.random.Generator) -> Surface:
@@ -53,35 +57,67 @@ def _vessel(outside: list[tuple[float, float]], wall: float, floor: float) -> tu
 
 def draw_cup(rng: np.random.Generator) -> Thing:
     """A cup or mug with a handle, often with something to drink in it."""
-    height, rim = float(rng.uniform(0.05, 0.11)), float(rng.uniform(0.03, 0.048))
+    return make_thing("cup", tuple(_cup(rng, _ceramic(rng), float(rng.uniform(0.03, 0.048)))))
+
+
+def _cup(rng: np.random.Generator, ceramic: Surface, rim: float) -> list[Part]:
+    """Parts of a cup whose rim has a radius; the handle is at +x."""
+    height = float(rng.uniform(0.05, 0.11))
     foot = rim * float(rng.uniform(0.55, 1.0))
     outside = _curve([(foot, 0.0), (rim * rng.uniform(0.9, 1.02), height * rng.uniform(0.4, 0.6)), (rim, height)], 6)
-    ceramic = _ceramic(rng)
+    radii, heights = zip(*outside, strict=True)
     parts: list[Part] = [Turned(_vessel(outside, 0.0035, 0.006), ceramic)]
     if rng.random() < 0.75:
         level = height * float(rng.uniform(0.6, 0.88))
-        radius = float(np.interp(level, *zip(*[(z, r) for r, z in outside], strict=True))) - 0.003
+        radius = float(np.interp(level, heights, radii)) - 0.003
         drink = plain_surface(draw_colour(rng, (0.03, 0.12), (0.3, 0.9), (0.08, 0.8)), 0.15)
-        parts.append(
-            Turned(((0.0005, level - 0.002), (radius, level - 0.002), (radius, level), (0.0005, level)), drink)
-        )
+        surface = ((0.0005, level - 0.002), (radius, level - 0.002), (radius, level), (0.0005, level))
+        parts.append(Turned(surface, drink))
     if rng.random() < 0.85:
         angles = np.linspace(-1.25, 1.25, 9)
         reach, middle, extent = 0.026 * rng.uniform(0.8, 1.2), height * 0.53, height * 0.3
-        inner = float(np.interp(middle, *zip(*[(z, r) for r, z in outside], strict=True))) - 0.006
+        inner = float(np.interp(middle, heights, radii)) - 0.006
         line = tuple((float(inner + reach * np.cos(a)), 0.0, float(middle + extent * np.sin(a))) for a in angles)
         width = float(rng.uniform(0.003, 0.006))
         parts.append(Swept(line, ((width, width * 0.7),) * 9, ceramic))
-    return make_thing("cup", tuple(parts))
+    return parts
 
 
 def draw_plate(rng: np.random.Generator) -> Thing:
     """A plate or saucer; things can stand in its well."""
     radius = float(rng.uniform(0.065, 0.085) if rng.random() < 0.5 else rng.uniform(0.09, 0.145))
+    plate, well, _ = _plate(rng, _ceramic(rng), radius)
+    return make_thing("plate", (plate,), (PLATE_FLOOR, well - 0.004))
+
+
+def _plate(rng: np.random.Generator, ceramic: Surface, radius: float) -> tuple[Turned, float, float]:
+    """A plate, the radius of its well, and the height of its rim."""
     height, well = radius * float(rng.uniform(0.12, 0.25)), radius * float(rng.uniform(0.5, 0.7))
     outside = _curve([(well, 0.0), ((well + radius) / 2, 0.45 * height), (radius, height)], 5)
-    profile = _vessel(outside, 0.003, 0.004)
-    return make_thing("plate", (Turned(profile, _ceramic(rng)),), (0.004, well - 0.004))
+    return Turned(_vessel(outside, 0.003, PLATE_FLOOR), ceramic), well, height
+
+
+def draw_served_cup(rng: np.random.Generator) -> Thing:
+    """A cup on its saucer, mostly with a spoon that lies on the saucer's rim."""
+    ceramic, rim = _ceramic(rng), float(rng.uniform(0.03, 0.045))
+    radius = rim * float(rng.uniform(1.7, 2.0))
+    saucer, _, height = _plate(rng, ceramic, radius)
+    parts = [saucer, *(_raised(part, PLATE_FLOOR + JOINT) for part in _cup(rng, ceramic, rim))]
+    if rng.random() < 0.75:
+        # Beside the cup, on two points of the rim.
+        line, widths = _spoon(2.2 * float(np.sqrt(radius**2 - (rim + 0.013) ** 2)))
+        beside = tuple((x, -rim - 0.013, z - line[0][2] + height + 0.0015) for x, _, z in line)
+        parts.append(Swept(beside, widths, metal_surface(rng)))
+    return make_thing("served cup", tuple(parts))
+
+
+def _raised(part: Part, height: float) -> Part:
+    """A turned or swept part, moved upwards."""
+    if isinstance(part, Turned):
+        return replace(part, profile=tuple((radius, z + height) for radius, z in part.profile))
+    if isinstance(part, Swept):
+        return replace(part, line=tuple((x, y, z + height) for x, y, z in part.line))
+    return replace(part, middle=(*part.middle[:2], part.middle[2] + height))
 
 
 def draw_bowl(rng: np.random.Generator) -> Thing:
@@ -226,37 +262,53 @@ def draw_fruit(rng: np.random.Generator) -> Thing:
     return make_thing("fruit", tuple(parts))
 
 
+def _spoon(length: float) -> tuple[tuple[Point, ...], tuple[tuple[float, float], ...]]:
+    """Line along x and widths of a spoon."""
+    steps = np.linspace(0, 1, 16)
+    bowl = ((steps - 0.7) / 0.3).clip(0, 1)
+    widths = length * np.where(
+        steps > 0.7, np.maximum(0.02, 0.11 * np.sqrt(np.sin(np.pi * bowl**0.9).clip(0))), _grip(steps)
+    )
+    return _lying(length, steps, widths, np.where(steps > 0.7, 0.002, 0.0012))
+
+
+def _grip(steps: np.ndarray) -> np.ndarray:
+    """Half widths of a piece of cutlery's handle, as shares of its length."""
+    return np.interp(steps, [0, 0.06, 0.5, 0.68], [0.35, 1, 0.5, 0.42]) * 0.052
+
+
+def _lying(
+    length: float, steps: np.ndarray, widths: np.ndarray, thick: np.ndarray
+) -> tuple[tuple[Point, ...], tuple[tuple[float, float], ...]]:
+    """Line and widths of cutlery that lies on its two ends, bent upwards between them."""
+    line = tuple((float(length * (t - 0.5)), 0.0, float(0.002 + 0.006 * np.sin(np.pi * t))) for t in steps)
+    return line, tuple((float(w), float(h)) for w, h in zip(widths, thick, strict=True))
+
+
 def draw_cutlery(rng: np.random.Generator) -> Thing:
     """A spoon, a knife, or a fork whose tines are three bars."""
-    metal = (
-        metal_surface(rng)
-        if rng.random() < 0.85
-        else plain_surface(draw_colour(rng, (0.05, 0.1), (0.3, 0.6), (0.4, 0.8)), 0.6)
-    )
+    wood = plain_surface(draw_colour(rng, (0.05, 0.1), (0.3, 0.6), (0.4, 0.8)), 0.6)
+    material = metal_surface(rng) if rng.random() < 0.85 else wood
     length, kind = float(rng.uniform(0.12, 0.21)), rng.integers(3)
-    steps = np.linspace(0, 1, 16)
-    handle = np.interp(steps, [0, 0.06, 0.5, 0.68], [0.35, 1, 0.5, 0.42]) * 0.009
-    rise = 0.006 * np.sin(np.pi * steps.clip(0, 1)) + 0.002
-    widths, thick = handle.copy(), np.full(16, 0.0012)
-    parts: list[Part] = []
     if kind == 0:
-        bowl = ((steps - 0.7) / 0.3).clip(0, 1)
-        widths = np.where(steps > 0.7, np.maximum(0.0035, 0.019 * np.sqrt(np.sin(np.pi * bowl**0.9).clip(0))), handle)
-        thick = np.where(steps > 0.7, 0.002, 0.0012)
-    elif kind == 1:
-        widths = np.where(steps > 0.5, 0.010 * np.sqrt((1 - steps).clip(0.002) / 0.5), np.maximum(handle, 0.006))
-        thick = np.where(steps > 0.5, 0.0008, 0.003)
-    else:
-        widths = np.where(steps > 0.66, 0.011, handle)
-        steps, widths, thick, rise = steps[:12], widths[:12], thick[:12], rise[:12]
-        for offset in (-0.0085, 0.0, 0.0085):
-            tine = tuple(
-                (float(length * (t - 0.5)), offset, float(0.003 + 0.003 * (t - 0.7))) for t in (0.7, 0.85, 1.0)
-            )
-            parts.append(Swept(tine, ((0.0017, 0.0011), (0.0015, 0.0011), (0.0008, 0.0008)), metal))
-    line = tuple((float(length * (t - 0.5)), 0.0, float(z)) for t, z in zip(steps, rise, strict=True))
-    pairs = tuple((float(w), float(h)) for w, h in zip(widths, thick, strict=True))
-    return make_thing("cutlery", (Swept(line, pairs, metal), *parts))
+        return make_thing("spoon", (Swept(*_spoon(length), material),))
+    steps = np.linspace(0, 1, 16)
+    grip = length * _grip(steps)
+    if kind == 1:
+        widths = np.where(steps > 0.5, 0.010 * np.sqrt((1 - steps).clip(0.002) / 0.5), np.maximum(grip, 0.006))
+        return make_thing(
+            "knife", (Swept(*_lying(length, steps, widths, np.where(steps > 0.5, 0.0008, 0.003)), material),)
+        )
+    parts: list[Part] = []
+    for offset in (-0.0085, 0.0, 0.0085):
+        tine = tuple(
+            (float(length * (t - 0.5)), offset, float(0.002 + 0.006 * np.sin(np.pi * t))) for t in (0.7, 0.85, 1.0)
+        )
+        parts.append(Swept(tine, ((0.0017, 0.0011), (0.0015, 0.0011), (0.0008, 0.0008)), material))
+    short = steps[:12]
+    widths = np.where(short > 0.66, 0.011, grip[:12])
+    parts.append(Swept(*_lying(length, short, widths, np.full(12, 0.0012)), material))
+    return make_thing("fork", tuple(parts))
 
 
 def draw_pencil(rng: np.random.Generator) -> Thing:
@@ -372,6 +424,7 @@ def draw_tool(rng: np.random.Generator) -> Thing:
 
 DRAW: dict[str, Callable[[np.random.Generator], Thing]] = {
     "cup": draw_cup,
+    "served cup": draw_served_cup,
     "plate": draw_plate,
     "bowl": draw_bowl,
     "vase": draw_vase,
