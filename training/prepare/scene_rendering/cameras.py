@@ -1,4 +1,4 @@
-"""Cameras that look at something as a photographer does, and how lens and film change the picture.
+"""Cameras for photographs: where they stand, what they look at, their lens and film.
 
 Metres; x and y on the ground, z up.
 """

@@ -51,7 +51,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Shot:
-    """A camera and what its picture owes to lens and film. Depth is rendered without blur.
+    """A camera, with the settings of its lens and film. They change the picture, not the depth.
 
     Attributes:
         camera: Where it is.

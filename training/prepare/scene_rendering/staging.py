@@ -1,4 +1,4 @@
-"""What pictures of things need: tables, shelves, backdrops, things put on them, and a light. Metres; z up."""
+"""Tables, shelves and backdrops for close-ups, the things on them, and a lamp that lights them. Metres; z up."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from .surfaces import (
 )
 from .things import draw_thing
 
-# What lies together: categories of the catalogue, and kinds of drawn things.
+# What is put on one table: categories of the catalogue, and kinds of drawn things.
 THEMES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("Kitchen",), ("served cup", "cup", "plate", "bowl", "cutlery", "bottle", "fruit", "paper", "vase")),
     (("Kitchen",), ("served cup", "served cup", "cup", "plate", "cutlery")),
@@ -82,7 +82,7 @@ class Stage:
 
 
 def add_table(rng: np.random.Generator, scene: Scene, x: float, y: float, yaw: float, images: int) -> Stage:
-    """A table, at times with a cloth, or a chest, or a mat on the ground; its front is at -y before it is turned."""
+    """A table or a chest, at times with a cloth; its front is at -y before it is turned."""
     surface, legs = table_surface(rng, images), plain_surface(draw_colour(rng, (0, 0.12), (0, 0.6), (0.05, 0.9)), 0.6)
     width, depth, height = (float(rng.uniform(*span)) for span in ((0.6, 1.8), (0.5, 1.0), (0.35, 0.95)))
     thick = float(rng.uniform(0.015, 0.06))
@@ -271,9 +271,9 @@ def _triple(values: np.ndarray) -> tuple[float, float, float]:
     return float(values[0]), float(values[1]), float(values[2])
 
 
-def ground_stage(x: float, y: float, side: float, front: float, height: float = 0.0) -> Stage:
-    """A square of the ground."""
-    return Stage(Box((x, y, height - 0.5), (side, side, 1.0), front + np.pi / 2), front)
+def ground_stage(x: float, y: float, side: float, front: float) -> Stage:
+    """A square of the ground, whose height is 0."""
+    return Stage(Box((x, y, -0.5), (side, side, 1.0), front + np.pi / 2), front)
 
 
 def add_backdrop(scene: Scene, distance: float, size: tuple[float, float], surface: Surface) -> None:

@@ -1,4 +1,4 @@
-"""Close-ups: things on tables, on shelves and on the floor, in a room, outdoors or before a backdrop. Metres."""
+"""Close-ups: things on tables, on shelves and on the floor, in a room, outdoors or before a backdrop. Metres; z up."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def draw_tabletop(
         )
         boards = add_shelf(rng, scene, width / 2, length - size[1] / 2 - 0.005, 0.0, size, images)
         fill_shelf(rng, scene, boards, tabletop_models(catalogue))
-        things = [index for index, piece in enumerate(scene.pieces)]
+        things = list(range(len(scene.pieces)))
         stage = boards[int(rng.integers(len(boards)))]
     else:
         x, y = rng.uniform(0.35, 0.65, 2) * (width, length)
@@ -81,8 +81,7 @@ def draw_tabletop(
 
 def _table_or_ground(rng: np.random.Generator, scene: Scene, x: float, y: float, images: int) -> Stage:
     if rng.random() < 0.15:
-        ground = max((block.box.top for block in scene.blocks[:1]), default=0.0)
-        return ground_stage(x, y, 1.2, float(rng.uniform(0, 2 * np.pi)), ground)
+        return ground_stage(x, y, 1.2, float(rng.uniform(0, 2 * np.pi)))
     return add_table(rng, scene, x, y, float(rng.uniform(0, 2 * np.pi)), images)
 
 
