@@ -143,7 +143,7 @@ def _patches(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, colours: np
 
 
 def _print(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """Lines of what looks like text from afar, in columns, with a box as a picture."""
+    """Columns of dark bars that look like text from afar, and a box that looks like a picture."""
     paper = rng.uniform(0.75, 1.0)
     image = np.full((*x.shape, 3), paper) * (1, 1, rng.uniform(0.85, 1))
     lines, columns = int(rng.integers(12, 34)), int(rng.integers(1, 4))
