@@ -5,10 +5,7 @@ from __future__ import annotations
 import frame_sheet
 import numpy as np
 import pytest
-from helpers.shards import (
-    sloping_frame,
-    write_shard,
-)
+from helpers.shards import sloping_frame, write_shard
 from PIL import Image
 
 from depthfm_diffusers.frames import Frame

@@ -7,10 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.furniture import (
-    BoxRenderer,
-    write_library,
-)
+from helpers.furniture import BoxRenderer, write_library
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scene_rendering.cameras import (
@@ -22,56 +19,17 @@ from scene_rendering.cameras import (
     look_at,
     why_unusable,
 )
-from scene_rendering.catalogue import (
-    Catalogue,
-    read_catalogue,
-)
-from scene_rendering.geometry import (
-    Box,
-    Camera,
-    cast,
-    overlap,
-    standing_box,
-)
+from scene_rendering.catalogue import Catalogue, read_catalogue
+from scene_rendering.geometry import Box, Camera, cast, overlap, standing_box
 from scene_rendering.layout import draw_scene
-from scene_rendering.parts import (
-    Block,
-    Scene,
-    Shot,
-)
-from scene_rendering.patterns import (
-    PATTERNS,
-    draw_pattern,
-)
-from scene_rendering.pictures import (
-    add_grain,
-    shake,
-    tone_map,
-)
-from scene_rendering.pool import (
-    RenderSettings,
-    render_views,
-)
-from scene_rendering.shapes import (
-    Slab,
-    Swept,
-    Thing,
-    Turned,
-)
-from scene_rendering.staging import (
-    add_key_light,
-    add_shelf,
-    add_table,
-    fill_shelf,
-    is_free,
-    lay,
-)
+from scene_rendering.parts import Block, Scene, Shot
+from scene_rendering.patterns import PATTERNS, draw_pattern
+from scene_rendering.pictures import add_grain, shake, tone_map
+from scene_rendering.pool import RenderSettings, render_views
+from scene_rendering.shapes import Slab, Swept, Thing, Turned
+from scene_rendering.staging import add_key_light, add_shelf, add_table, fill_shelf, is_free, lay
 from scene_rendering.still_life import draw_subject
-from scene_rendering.surfaces import (
-    Sky,
-    Surface,
-    plain_surface,
-)
+from scene_rendering.surfaces import Sky, Surface, plain_surface
 from scene_rendering.things import DRAW
 from shard_writer import Sample
 

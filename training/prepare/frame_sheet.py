@@ -15,9 +15,7 @@ import numpy as np
 from PIL import Image
 
 from depthfm_diffusers.export.images import colorize_depth
-from depthfm_diffusers.frames import Frame
-from depthfm_diffusers.training.data.frame_source import SourceConfig
-from depthfm_diffusers.training.data.sources import open_source
+from depthfm_diffusers.frames import Frame, SourceConfig, open_source
 
 TILE_HEIGHT = 192  # pixels
 

@@ -9,15 +9,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from .geometry import (
-    Box,
-    Camera,
-    cast,
-)
-from .parts import (
-    Scene,
-    Shot,
-)
+from .geometry import Box, Camera, cast
+from .parts import Scene, Shot
 
 HALF_DIAGONAL = 21.63  # mm, of 35 mm film: focal lengths are given for it
 CLOSEST = 0.18  # metres from a camera to anything

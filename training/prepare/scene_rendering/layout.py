@@ -9,25 +9,11 @@ from __future__ import annotations
 import numpy as np
 
 from .catalogue import Catalogue
-from .geometry import (
-    Camera,
-    cast,
-)
-from .parts import (
-    MIN_CAMERA_DISTANCE,
-    Scene,
-    Shot,
-)
+from .geometry import Camera, cast
+from .parts import MIN_CAMERA_DISTANCE, Scene, Shot
 from .photographs import draw_photograph
-from .rooms import (
-    draw_room,
-    furnish,
-)
-from .streets import (
-    draw_street,
-    draw_yard,
-    populate,
-)
+from .rooms import draw_room, furnish
+from .streets import draw_street, draw_yard, populate
 from .surfaces import draw_sky
 
 CAMERA_TRIES = 300

@@ -8,14 +8,8 @@ from pathlib import Path
 import bpy
 import numpy as np
 
-from .patterns import (
-    PATTERNS,
-    draw_pattern,
-)
-from .surfaces import (
-    Colour,
-    Surface,
-)
+from .patterns import PATTERNS, draw_pattern
+from .surfaces import Colour, Surface
 
 INVISIBLE = 0.05  # opacity under which faces are removed instead of made opaque
 

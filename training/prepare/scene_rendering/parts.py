@@ -7,19 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .catalogue import Model
-from .geometry import (
-    Box,
-    Camera,
-    overlap,
-    standing_box,
-)
+from .geometry import Box, Camera, overlap, standing_box
 from .shapes import Thing
-from .surfaces import (
-    AreaLight,
-    Colour,
-    Sky,
-    Surface,
-)
+from .surfaces import AreaLight, Colour, Sky, Surface
 
 MIN_CAMERA_DISTANCE = 0.45  # metres to anything
 

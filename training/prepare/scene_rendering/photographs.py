@@ -6,38 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from .cameras import (
-    CLOSEST,
-    draw_focal_length,
-    draw_roll,
-    frame_subject,
-    horizontal_view,
-    why_unusable,
-    with_lens,
-)
+from .cameras import CLOSEST, draw_focal_length, draw_roll, frame_subject, horizontal_view, why_unusable, with_lens
 from .catalogue import Catalogue
-from .geometry import (
-    Camera,
-    cast,
-)
-from .parts import (
-    Scene,
-    Shot,
-)
-from .rooms import (
-    draw_room,
-    furnish,
-)
-from .staging import (
-    Stage,
-    add_key_light,
-)
+from .geometry import Camera, cast
+from .parts import Scene, Shot
+from .rooms import draw_room, furnish
+from .staging import Stage, add_key_light
 from .still_life import draw_still_life
-from .streets import (
-    draw_street,
-    draw_yard,
-    populate,
-)
+from .streets import draw_street, draw_yard, populate
 from .surfaces import draw_evening_sky
 from .tabletop import draw_tabletop
 

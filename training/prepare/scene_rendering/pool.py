@@ -24,13 +24,7 @@ from shard_writer import FrameRejected, Sample
 
 from .catalogue import Catalogue
 from .layout import draw_scene
-from .pictures import (
-    add_grain,
-    check_frame,
-    encode_frame,
-    shake,
-    tone_map,
-)
+from .pictures import add_grain, check_frame, encode_frame, shake, tone_map
 
 if TYPE_CHECKING:
     from .render import Renderer

@@ -14,34 +14,12 @@ import bpy
 import numpy as np
 from mathutils import Matrix, Vector
 
-from .catalogue import (
-    Model,
-    extract_model,
-)
-from .geometry import (
-    Box,
-    Camera,
-    standing_box,
-)
-from .materials import (
-    make_opaque,
-    paint,
-    remove_faces,
-    surface_material,
-)
-from .parts import (
-    Block,
-    Piece,
-    Scene,
-)
-from .shapes import (
-    Slab,
-    Thing,
-)
-from .surfaces import (
-    AreaLight,
-    Sky,
-)
+from .catalogue import Model, extract_model
+from .geometry import Box, Camera, standing_box
+from .materials import make_opaque, paint, remove_faces, surface_material
+from .parts import Block, Piece, Scene
+from .shapes import Slab, Thing
+from .surfaces import AreaLight, Sky
 
 SUPPORT_TOLERANCE = 0.02  # metres that a table top may differ under a thing
 SHARP_EDGE = float(np.radians(40))  # between faces of a round part

@@ -7,34 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .catalogue import (
-    Catalogue,
-    Model,
-)
-from .geometry import (
-    Box,
-    Camera,
-    cast,
-    standing_box,
-)
-from .parts import (
-    Scene,
-    add_block,
-    add_piece,
-)
-from .shapes import (
-    JOINT,
-    Thing,
-)
-from .surfaces import (
-    AreaLight,
-    Surface,
-    cloth_surface,
-    draw_colour,
-    lamp_colour,
-    plain_surface,
-    table_surface,
-)
+from .catalogue import Catalogue, Model
+from .geometry import Box, Camera, cast, standing_box
+from .parts import Scene, add_block, add_piece
+from .shapes import JOINT, Thing
+from .surfaces import AreaLight, Surface, cloth_surface, draw_colour, lamp_colour, plain_surface, table_surface
 from .things import draw_thing
 
 # What is put on one table: categories of the catalogue, and kinds of drawn things.

@@ -4,16 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from .catalogue import (
-    Catalogue,
-    Model,
-)
+from .catalogue import Catalogue, Model
 from .geometry import standing_box
-from .parts import (
-    Scene,
-    add_block,
-    add_piece,
-)
+from .parts import Scene, add_block, add_piece
 from .shapes import JOINT
 from .staging import (
     Stage,
@@ -25,16 +18,8 @@ from .staging import (
     ground_stage,
     tabletop_models,
 )
-from .streets import (
-    GROUND_SIZE,
-    populate,
-)
-from .surfaces import (
-    backdrop_surface,
-    facade_surface,
-    floor_surface,
-    ground_surface,
-)
+from .streets import GROUND_SIZE, populate
+from .surfaces import backdrop_surface, facade_surface, floor_surface, ground_surface
 
 MAX_SUBJECT = 5.0  # metres
 ANIMALS = {"Dog", "Cat", "Siamese cat", "Horse", "Deer", "Chicken", "Rocking horse", "Teddy bear"}

@@ -5,14 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from .catalogue import Catalogue
-from .parts import (
-    Scene,
-    add_block,
-)
-from .rooms import (
-    draw_room,
-    furnish,
-)
+from .parts import Scene, add_block
+from .rooms import draw_room, furnish
 from .staging import (
     Stage,
     add_backdrop,
@@ -24,15 +18,8 @@ from .staging import (
     lay,
     tabletop_models,
 )
-from .streets import (
-    GROUND_SIZE,
-    draw_yard,
-    populate,
-)
-from .surfaces import (
-    backdrop_surface,
-    floor_surface,
-)
+from .streets import GROUND_SIZE, draw_yard, populate
+from .surfaces import backdrop_surface, floor_surface
 
 
 def draw_tabletop(

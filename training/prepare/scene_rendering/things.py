@@ -7,23 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from .shapes import (
-    JOINT,
-    Part,
-    Point,
-    Slab,
-    Swept,
-    Thing,
-    Turned,
-    make_thing,
-)
-from .surfaces import (
-    Surface,
-    draw_colour,
-    metal_surface,
-    pattern_surface,
-    plain_surface,
-)
+from .shapes import JOINT, Part, Point, Slab, Swept, Thing, Turned, make_thing
+from .surfaces import Surface, draw_colour, metal_surface, pattern_surface, plain_surface
 
 PLATE_FLOOR = 0.004  # thickness of a plate's well
 
