@@ -16,6 +16,7 @@ from .utils.version import __version__
 
 if TYPE_CHECKING:
     from .checkpoints.convert import convert_checkpoint
+    from .models.image_encoder import ImageEncoder
     from .models.prompt_embedding import PromptEmbedding
     from .pipelines.depthfm.pipeline_depthfm import DepthFMPipeline
     from .pipelines.depthfm_controlnet.pipeline_depthfm_controlnet import DepthFMControlNetPipeline
@@ -35,6 +36,7 @@ _REGISTERED = {
     "DepthFMControlNetPipeline": ".pipelines.depthfm_controlnet.pipeline_depthfm_controlnet",
     "DepthFMPipeline": ".pipelines.depthfm.pipeline_depthfm",
     "FlowMatchingImageToDepthScheduler": ".schedulers.scheduling_flow_matching_image_to_depth",
+    "ImageEncoder": ".models.image_encoder",
     "PromptEmbedding": ".models.prompt_embedding",
 }
 _OTHERS = {
@@ -63,6 +65,7 @@ __all__ = [
     "DepthFMPipeline",
     "FlowMatchingImageToDepthScheduler",
     "FlowMatchingImageToDepthSchedulerOutput",
+    "ImageEncoder",
     "PromptEmbedding",
     "__version__",
     "convert_checkpoint",

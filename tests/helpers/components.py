@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+
+if TYPE_CHECKING:
+    from depthfm_diffusers import ImageEncoder
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -57,3 +61,17 @@ def build_components(seed: int = 0) -> dict[str, object]:
         "scheduler": FlowMatchingImageToDepthScheduler(),
         "prompt_embedding": prompt_embedding.eval(),
     }
+
+
+def build_image_encoder(seed: int = 0, out_channels: int = 5) -> ImageEncoder:
+    """A random image encoder with a narrow trunk of one block per stage, whose normalisation is not trivial."""
+    from depthfm_diffusers import ImageEncoder
+
+    torch.manual_seed(seed)
+    encoder = ImageEncoder(
+        out_channels, block_out_channels=(4, 4, 8, 8, 12, 12, 16), layers_per_block=(1,) * 7, stem_channels=4
+    )
+    for name, tensor in encoder.trunk.state_dict().items():
+        if ".norm." in name:
+            torch.nn.init.uniform_(tensor, 0.5, 1.5)
+    return encoder.eval()
