@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import torch
+
 import depthfm_diffusers
 from depthfm_diffusers import DepthFMPipeline
 from depthfm_diffusers.checkpoints.model_folder import halve_weights, save_pipeline
@@ -26,8 +28,8 @@ def bundle_model(source: Path, target: Path) -> int:
         ValueError: If the weights are larger than `SIZE_LIMIT`, or float16 cannot hold one of them.
     """
     pipe = DepthFMPipeline.from_pretrained(source)
-    components = (pipe.unet, pipe.vae, pipe.prompt_embedding)
-    size = 2 * sum(p.numel() for component in components for p in component.parameters())
+    networks = [component for component in pipe.components.values() if isinstance(component, torch.nn.Module)]
+    size = 2 * sum(tensor.numel() for network in networks for tensor in network.state_dict().values())
     if size > SIZE_LIMIT:
         raise ValueError(f"{source} has {size / 1e6:.1f} MB of float16 weights, over {SIZE_LIMIT / 1e6:.0f} MB.")
     halve_weights(pipe)

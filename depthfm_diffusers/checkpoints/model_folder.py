@@ -147,9 +147,9 @@ def save_pipeline(pipe: DepthFMPipeline, folder: Path, variant: str | None = Non
         folder: The folder to write; files of the same names are replaced.
         variant: Part of the names of the weight files, `"fp16"` for `*.fp16.safetensors`.
     """
-    for loaded in (pipe, pipe.unet, pipe.vae, pipe.prompt_embedding):
+    for loaded in (pipe, *pipe.components.values()):
         # diffusers records the path that something was loaded from.
-        if loaded.config.get("_name_or_path"):
+        if loaded is not None and loaded.config.get("_name_or_path"):
             loaded.register_to_config(_name_or_path="")
     pipe.save_pretrained(folder, variant=variant)
     # safetensors writes files that only their owner may read.
@@ -165,8 +165,9 @@ def halve_weights(pipe: DepthFMPipeline) -> None:
     Raises:
         ValueError: If a weight is beyond the range of float16; it would become infinite.
     """
-    for name in ("unet", "vae", "prompt_embedding"):
-        component = getattr(pipe, name)
+    for name, component in pipe.components.items():
+        if not isinstance(component, torch.nn.Module):
+            continue
         component.half()
         for key, tensor in component.state_dict().items():
             if not torch.isfinite(tensor).all():

@@ -15,6 +15,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 
 from ...image_processing import RESAMPLE_METHODS
 from ...models.attention_processor import RescaledSelfAttnProcessor
+from ...models.image_encoder import ImageEncoder
 from ...models.prompt_embedding import PromptEmbedding
 
 
@@ -35,12 +36,20 @@ def check_components_fit(
     unet: UNet2DConditionModel | None,
     vae: AutoencoderKL | AutoencoderTiny | None,
     prompt_embedding: PromptEmbedding | None,
+    image_encoder: ImageEncoder | None,
 ) -> None:
     """Checks that components, where they are given, fit together."""
-    if unet is not None and vae is not None and unet.config.in_channels != 2 * vae.config.latent_channels:
+    if unet is not None and vae is not None:
+        channels, what = 2 * vae.config.latent_channels, "the current latent and the image's latent of the `vae`"
+        if image_encoder is not None:
+            channels += image_encoder.config.out_channels
+            what += f", and {image_encoder.config.out_channels} of the `image_encoder`"
+        if unet.config.in_channels != channels:
+            raise ValueError(f"`unet` must take {channels} channels ({what}), but it takes {unet.config.in_channels}.")
+    if vae is not None and image_encoder is not None and len(vae.config.block_out_channels) != 4:
         raise ValueError(
-            f"`unet` must take {2 * vae.config.latent_channels} channels (the current latent and the image's "
-            f"latent of the `vae`), but it takes {unet.config.in_channels}."
+            "`image_encoder` makes features for latents of 1/8 of the image's size, but those of the `vae` have "
+            f"1/{2 ** (len(vae.config.block_out_channels) - 1)}."
         )
     if unet is not None and prompt_embedding is not None:
         # The width may be given per level, and a projection may come before the cross-attention.
@@ -53,13 +62,16 @@ def check_components_fit(
             )
 
 
-def check_components(components: Mapping[str, Any], rescale_self_attention: bool) -> None:
-    """Checks that a pipeline has all its components, that none was replaced by another kind, and that they fit."""
-    missing = [name for name, component in components.items() if component is None]
+def check_components(components: Mapping[str, Any], optional: Sequence[str], rescale_self_attention: bool) -> None:
+    """Checks that a pipeline has all its components, that none was replaced by another kind, and that they fit.
+
+    Those whose names are in `optional` may be `None`.
+    """
+    missing = [name for name, component in components.items() if component is None and name not in optional]
     if missing:
         raise ValueError(f"The pipeline has no {missing[0]}: set `pipe.{missing[0]}`, or pass it when loading.")
     unet, scheduler = components["unet"], components["scheduler"]
-    check_components_fit(unet, components["vae"], components["prompt_embedding"])
+    check_components_fit(unet, components["vae"], components["prompt_embedding"], components["image_encoder"])
     if not hasattr(scheduler, "augment"):
         raise ValueError(
             "`scheduler` must be a FlowMatchingImageToDepthScheduler, or have its method `augment` (the source of the "

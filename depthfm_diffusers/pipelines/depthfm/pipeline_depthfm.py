@@ -17,6 +17,7 @@ from ...image_processing import load_images, process_image
 from ...loaders.lora import UNetLoraLoaderMixin
 from ...loaders.registration import NativeLibraryNamesMixin
 from ...models.attention_processor import set_self_attention_rescaling
+from ...models.image_encoder import ImageEncoder
 from ...models.prompt_embedding import PromptEmbedding
 from ...schedulers.scheduling_flow_matching_image_to_depth import FlowMatchingImageToDepthScheduler
 from ..pipeline_output import DepthFMOutput
@@ -40,7 +41,8 @@ class DepthFMPipeline(NativeLibraryNamesMixin, CallStateMixin, DiffusionPipeline
     ```
 
     Args:
-        unet: Velocity field. Its input is the current latent and the image's latent, concatenated.
+        unet: Velocity field. Its input is the current latent and the image's latent, concatenated; and the image's
+            features, if there is an `image_encoder`.
         vae: Autoencoder of images and depth maps: `AutoencoderKL` (the posterior's mode is used) or `AutoencoderTiny`.
         scheduler: Noise of the source, time grid and solver.
         prompt_embedding: The constant embedding for the UNet's cross-attention, that of the empty prompt.
@@ -49,14 +51,17 @@ class DepthFMPipeline(NativeLibraryNamesMixin, CallStateMixin, DiffusionPipeline
             for the images' own size. The best value is the size that the model was trained at.
         rescale_self_attention: Whether the UNet's self-attention is scaled by the number of tokens, see
             `depthfm_diffusers.models.attention_processor`. Sets the UNet's attention processors.
+        image_encoder: Encoder of features of the image for the UNet's input, or `None`: the authors' models have none.
 
     Raises:
         TypeError: If a default is not an integer.
-        ValueError: If the UNet's input channels are not twice the autoencoder's latent channels, if the embedding's
-            width is not what the UNet's cross-attention takes, or if a default is out of its range.
+        ValueError: If the UNet's input channels are not twice the autoencoder's latent channels and those of the image
+            encoder, if the embedding's width is not what the UNet's cross-attention takes, if the image encoder's
+            features do not have the size of the latents, or if a default is out of its range.
     """
 
-    model_cpu_offload_seq = "prompt_embedding->unet->vae"
+    model_cpu_offload_seq = "prompt_embedding->image_encoder->unet->vae"
+    _optional_components: ClassVar[list[str]] = ["image_encoder"]
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "image_latents"]
 
     def __init__(
@@ -68,15 +73,18 @@ class DepthFMPipeline(NativeLibraryNamesMixin, CallStateMixin, DiffusionPipeline
         default_num_inference_steps: int = 2,
         default_processing_resolution: int = 640,
         rescale_self_attention: bool = False,
+        image_encoder: ImageEncoder | None = None,
     ) -> None:
         super().__init__()
         # Components may be `None` until a call: diffusers makes pipelines of some of their components.
-        checks.check_components_fit(unet, vae, prompt_embedding)
+        checks.check_components_fit(unet, vae, prompt_embedding, image_encoder)
         default_num_inference_steps = checks.as_integer("default_num_inference_steps", default_num_inference_steps, 1)
         default_processing_resolution = checks.as_integer(
             "default_processing_resolution", default_processing_resolution, 0
         )
-        self.register_modules(unet=unet, vae=vae, scheduler=scheduler, prompt_embedding=prompt_embedding)
+        self.register_modules(
+            unet=unet, vae=vae, scheduler=scheduler, prompt_embedding=prompt_embedding, image_encoder=image_encoder
+        )
         self.register_to_config(
             default_num_inference_steps=default_num_inference_steps,
             default_processing_resolution=default_processing_resolution,
@@ -113,7 +121,7 @@ class DepthFMPipeline(NativeLibraryNamesMixin, CallStateMixin, DiffusionPipeline
             TypeError: If an argument has the wrong type.
             ValueError: If an argument is out of its range or excludes another, or a component is missing or unfit.
         """
-        checks.check_components(self.components, self.config.rescale_self_attention)
+        checks.check_components(self.components, self._optional_components, self.config.rescale_self_attention)
         checks.as_integer("num_inference_steps", num_inference_steps, 1)
         checks.as_integer("ensemble_size", ensemble_size, 1)
         checks.as_integer("processing_resolution", processing_resolution, 0)
@@ -193,7 +201,7 @@ class DepthFMPipeline(NativeLibraryNamesMixin, CallStateMixin, DiffusionPipeline
 
         Args:
             latents: Current state x_t, B×C×h×w.
-            image_latents: Condition c, B×C×h×w.
+            image_latents: Condition c, B×C×h×w; with an image encoder, its features follow as further channels.
             t: Flow time, one of `scheduler.timesteps`.
             prompt_embeds: The constant embedding, 1×tokens×dim.
 
@@ -356,6 +364,11 @@ class DepthFMPipeline(NativeLibraryNamesMixin, CallStateMixin, DiffusionPipeline
                 pixels = torch.cat([images[i].pixels.to(device) for i in group])
                 encoded = torch.cat([self.encode_image(batch) for batch in pixels.split(batch_size)])
                 checks.check_finite(encoded, "image latents", "vae", self.vae.dtype)
+                features = None
+                if self.image_encoder is not None:
+                    features = torch.cat([self.image_encoder(batch) for batch in pixels.split(batch_size)]).float()
+                    checks.check_finite(features, "image features", "image_encoder", self.image_encoder.dtype)
+                    features = features.repeat_interleave(ensemble_size, dim=0)
                 result = self.denoise(
                     encoded.repeat_interleave(ensemble_size, dim=0),
                     torch.cat([noise[i] for i in group]),
@@ -365,6 +378,7 @@ class DepthFMPipeline(NativeLibraryNamesMixin, CallStateMixin, DiffusionPipeline
                     progress_bar.update,
                     callback_on_step_end,
                     callback_on_step_end_tensor_inputs,
+                    features,
                 )
                 if result is None:
                     break
@@ -405,6 +419,7 @@ class DepthFMPipeline(NativeLibraryNamesMixin, CallStateMixin, DiffusionPipeline
         on_evaluation: Callable[[], object],
         callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        image_features: torch.Tensor | None = None,
     ) -> torch.Tensor | None:
         """Carries latents of one size from the images to their depth maps.
 
@@ -420,6 +435,7 @@ class DepthFMPipeline(NativeLibraryNamesMixin, CallStateMixin, DiffusionPipeline
             on_evaluation: Called after each evaluation of the UNet, for progress.
             callback_on_step_end: See `__call__`.
             callback_on_step_end_tensor_inputs: See `__call__`.
+            image_features: The image encoder's output, B×F×h×w, float32; `None` without one.
 
         Returns:
             Latents at t = 1, B×C×h×w, float32; of an earlier time if the call was interrupted, and `None` if it was
@@ -437,7 +453,8 @@ class DepthFMPipeline(NativeLibraryNamesMixin, CallStateMixin, DiffusionPipeline
             if latents is None:
                 latents = scheduler.augment(image_latents, noise)
             velocities = []
-            for batch in zip(latents.split(batch_size), image_latents.split(batch_size), strict=True):
+            condition = image_latents if image_features is None else torch.cat([image_latents, image_features], dim=1)
+            for batch in zip(latents.split(batch_size), condition.split(batch_size), strict=True):
                 velocities.append(self.predict_velocity(*batch, t, prompt_embeds))
                 on_evaluation()
             latents = scheduler.step(torch.cat(velocities), t, latents, return_dict=False)[0]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, DiffusionPipeline, UNet2DConditionModel
 from diffusers.models import MultiControlNetModel
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils.torch_utils import is_compiled_module
 
+from ...models.image_encoder import ImageEncoder
 from ...models.prompt_embedding import PromptEmbedding
 from ...schedulers.scheduling_flow_matching_image_to_depth import FlowMatchingImageToDepthScheduler
 from ..depthfm.pipeline_depthfm import DepthFMPipeline
@@ -18,6 +19,7 @@ from .controlnet_imports import (
     CLIPTextModel,
     CLIPTokenizer,
     CLIPVisionModelWithProjection,
+    StableDiffusionControlNetPipeline,
     StableDiffusionSafetyChecker,
 )
 
@@ -36,7 +38,13 @@ class ControlNetComponentsMixin(_Pipeline):
     """
 
     # In the order of use: the depth estimator is off the accelerator while the image is made.
-    model_cpu_offload_seq = "depth_prompt_embedding->depth_unet->depth_vae->text_encoder->image_encoder->unet->vae"
+    model_cpu_offload_seq = (
+        "depth_prompt_embedding->depth_image_encoder->depth_unet->depth_vae->text_encoder->image_encoder->unet->vae"
+    )
+    _optional_components: ClassVar[list[str]] = [
+        *StableDiffusionControlNetPipeline._optional_components,
+        "depth_image_encoder",
+    ]
 
     def __init__(
         self,
@@ -57,6 +65,7 @@ class ControlNetComponentsMixin(_Pipeline):
         default_depth_num_inference_steps: int = 2,
         default_depth_processing_resolution: int = 640,
         rescale_depth_self_attention: bool = False,
+        depth_image_encoder: ImageEncoder | None = None,
     ) -> None:
         """Makes a pipeline of its components; `from_pipelines` makes one of two loaded pipelines.
 
@@ -69,7 +78,7 @@ class ControlNetComponentsMixin(_Pipeline):
             scheduler: Stable Diffusion's scheduler.
             safety_checker: Detector of offensive images, or `None`.
             feature_extractor: What prepares images for the safety checker and for IP-Adapters, or `None`.
-            depth_unet: Velocity field of the depth estimator; see `DepthFMPipeline` for all four of its components.
+            depth_unet: Velocity field of the depth estimator; see `DepthFMPipeline` for all of its components.
             depth_vae: Autoencoder of the depth estimator. May be the same module as `vae`; a saved folder holds it
                 twice then.
             depth_scheduler: Scheduler of the depth estimator.
@@ -80,6 +89,7 @@ class ControlNetComponentsMixin(_Pipeline):
             default_depth_processing_resolution: Longer side in pixels at which depth is estimated if a call names
                 none; 0 for the images' own size.
             rescale_depth_self_attention: See `rescale_self_attention` of `DepthFMPipeline`.
+            depth_image_encoder: Image encoder of the depth estimator, or `None`.
 
         Raises:
             TypeError: If a default is not an integer.
@@ -103,6 +113,7 @@ class ControlNetComponentsMixin(_Pipeline):
             depth_vae=depth_vae,
             depth_scheduler=depth_scheduler,
             depth_prompt_embedding=depth_prompt_embedding,
+            depth_image_encoder=depth_image_encoder,
         )
         self.register_to_config(
             default_depth_num_inference_steps=default_depth_num_inference_steps,
@@ -132,7 +143,7 @@ class ControlNetComponentsMixin(_Pipeline):
         if not isinstance(depth_estimator, DepthFMPipeline):
             raise TypeError(f"`depth_estimator` must be a DepthFMPipeline, got {type(depth_estimator).__name__}.")
         required, _ = cls._get_signature_keys(cls)
-        own = {name for name in required if not name.startswith("depth_")} | set(cls._optional_components)
+        own = {name for name in required if not name.startswith("depth_")}
         available = {name: value for name, value in pipeline.components.items() if name in own} | components
         for name in ("safety_checker", "feature_extractor"):
             available.setdefault(name, None)
@@ -157,6 +168,7 @@ class ControlNetComponentsMixin(_Pipeline):
             vae=self.depth_vae,
             scheduler=self.depth_scheduler,
             prompt_embedding=self.depth_prompt_embedding,
+            image_encoder=self.depth_image_encoder,
             default_num_inference_steps=self.config.default_depth_num_inference_steps,
             default_processing_resolution=self.config.default_depth_processing_resolution,
             rescale_self_attention=self.config.rescale_depth_self_attention,

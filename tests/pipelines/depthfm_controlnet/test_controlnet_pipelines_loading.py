@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, EulerDiscreteScheduler, StableDiffusionPipeline
 from diffusers.utils import convert_state_dict_to_diffusers
-from helpers.components import build_vae
+from helpers.components import build_components, build_image_encoder, build_unet, build_vae
 from helpers.controlnet_parts import (
     PIPELINES,
     STEPS,
@@ -324,6 +324,47 @@ def test_ip_adapter(cls, tmp_path):
     pipe.image_encoder = encoder
     pipe.unload_ip_adapter()
     assert np.array_equal(generate(pipe), without)
+
+
+def test_the_image_encoder_of_the_depth_estimator(tmp_path):
+    """It is flat as the other components, and another than that of an IP-Adapter."""
+    components = build_components() | {"unet": build_unet(in_channels=13), "image_encoder": build_image_encoder()}
+    estimator = DepthFMPipeline(**components, default_num_inference_steps=1, default_processing_resolution=48)
+    pipe = DepthFMControlNetPipeline.from_pipelines(
+        stable := build_stable_diffusion_pipeline(), estimator, controlnet=build_controlnet(stable.unet)
+    )
+    assert pipe.depth_image_encoder is estimator.image_encoder
+    assert pipe.image_encoder is None
+    assert pipe.depth_estimator.components == estimator.components
+    expected = generate(pipe)
+    depth = estimator(build_image(), generator=seeded()).log_depth
+    arguments = {**STEPS, "depth_kwargs": {"generator": seeded()}}
+    np.testing.assert_array_equal(pipe("a", build_image(), **arguments).log_depth, depth)
+    pipe.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["depth_image_encoder"] == ["diffusers", "ImageEncoder"]
+    loaded = DiffusionPipeline.from_pretrained(tmp_path, local_files_only=True)
+    loaded.set_progress_bar_config(disable=True)
+    arguments["depth_kwargs"] = {"generator": seeded()}
+    np.testing.assert_allclose(loaded("a", build_image(), **arguments).log_depth, depth, atol=1e-5)
+    assert DepthFMControlNetImg2ImgPipeline.from_pipe(pipe).depth_image_encoder is pipe.depth_image_encoder
+    pipe.enable_model_cpu_offload(device="cpu")
+    assert hasattr(pipe.depth_image_encoder, "_hf_hook")
+    np.testing.assert_allclose(generate(pipe), expected, atol=1e-6)
+    with pytest.raises(ValueError, match=r"The components of the depth estimator \(`depth_\*`\): `unet` must take 8"):
+        DepthFMControlNetPipeline(**{**pipe.components, "depth_image_encoder": None}, requires_safety_checker=False)
+
+
+def test_a_folder_of_before_loads_without_image_encoder(tmp_path):
+    pipe, _ = build_pipelines()
+    pipe.save_pretrained(tmp_path)
+    path = tmp_path / "model_index.json"
+    index = json.loads(path.read_text())
+    assert index.pop("depth_image_encoder") == [None, None]
+    path.write_text(json.dumps(index))
+    loaded = DiffusionPipeline.from_pretrained(tmp_path)
+    assert loaded.depth_image_encoder is None
+    assert np.array_equal(generate(loaded), generate(pipe))
 
 
 def test_vae_of_another_kind_for_depth():
