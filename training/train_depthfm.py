@@ -47,6 +47,14 @@ from depthfm_diffusers.training.networks.base_model import (
     is_depthfm,
     prepare_pipeline,
 )
+from depthfm_diffusers.training.networks.encoder_unet import (
+    EncoderUNet,
+    FeatureNoise,
+    add_image_encoder,
+    prepare_image_encoder,
+    set_feature_statistics,
+    take_networks,
+)
 from depthfm_diffusers.training.objectives.flow_objective import data_loss, decoded_losses, predict_velocity
 from depthfm_diffusers.training.run import check_can_validate, start_run
 from depthfm_diffusers.training.validation.depth_validation import DepthValidationSettings, validate_depth
@@ -67,6 +75,19 @@ def build_parser() -> argparse.ArgumentParser:
         choices=CONV_IN_INITS,
         default="duplicate",
         help="How the first layer of Stable Diffusion gets 8 input channels.",
+    )
+    encoder = parser.add_argument_group("image encoder")
+    encoder.add_argument(
+        "--image_encoder", default=None, help="Folder of convert_image_encoder.py; its features join the UNet's input."
+    )
+    encoder.add_argument(
+        "--train_image_encoder", action=argparse.BooleanOptionalAction, default=False, help="Train its trunk, too."
+    )
+    encoder.add_argument(
+        "--feature_noise", type=non_negative, default=0.3, help="Standard deviation of noise on its features."
+    )
+    encoder.add_argument(
+        "--feature_dropout", type=fraction, default=0.25, help="Share of its features' channels that are set to 0."
     )
     flow = parser.add_argument_group("flow")
     flow.add_argument(
@@ -133,6 +154,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--decoded_fraction must be in (0, 1], got {args.decoded_fraction}")
     if args.lora_rank and args.pretrained_model_name_or_path is None:
         parser.error("--lora_rank adapts a trained model: give --pretrained_model_name_or_path")
+    if args.lora_rank and (args.image_encoder is not None or args.train_image_encoder):
+        parser.error(
+            "--lora_rank freezes the UNet, which must learn to read a new image encoder, and the encoder: leave out "
+            "--image_encoder and --train_image_encoder"
+        )
+    if args.train_image_encoder and args.cache_latents > 0:
+        parser.error("--train_image_encoder needs the images, which are not in the cache of --cache_latents")
     return args
 
 
@@ -157,11 +185,17 @@ def main(argv: list[str] | None = None) -> None:
         noise_augmentation_step=args.noise_augmentation_step,
         start=args.start,
     )
+    if args.image_encoder is not None:
+        pipe = add_image_encoder(pipe, args.image_encoder)
     prepare_pipeline(pipe, memory_settings(args), lora, accelerator.device)
+    prepare_image_encoder(pipe, args.train_image_encoder, train_projection=lora is None)
+    has_encoder = pipe.image_encoder is not None
     normalization = DepthNormalization(*args.depth_quantiles, cap=args.depth_cap, sky=args.sky)
     times = TimeDistribution(args.timestep_sampling, args.logit_mean, args.logit_std, args.start_share)
-    draws = FlowDraws(times, pipe.vae.config.latent_channels, path_noise=args.sigma_min > 0)
+    draws = FlowDraws(times, pipe.vae.config.latent_channels, path_noise=args.sigma_min > 0, feature_seed=has_encoder)
     frames = FlowFrames(data.frames, data.train, samples, normalization, draws, pipe.vae_scale_factor)
+    if args.image_encoder is not None:
+        set_feature_statistics(pipe.image_encoder, frames)
     use_depth, cache = args.normals_loss_weight > 0 or args.gradient_loss_weight > 0, cache_settings(args)
     dataset = frames if cache is None else cache_latents(pipe, frames, cache, use_depth, accelerator)
 
@@ -188,18 +222,21 @@ def main(argv: list[str] | None = None) -> None:
     scored = data.choose(data.held_out, args.validation_frames)
     shown = data.choose(scored, 8)
 
-    def validate(unet: torch.nn.Module) -> Validation:
-        return validate_depth(pipe, unet, data.frames, scored, shown, validation)
+    def validate(network: torch.nn.Module) -> Validation:
+        take_networks(pipe, network)
+        return validate_depth(pipe, pipe.unet, data.frames, scored, shown, validation)
 
     if lora is not None:
         checkpoint_trained_only(accelerator)
     sampler = data.sampler(settings.train_batch_size, settings.seed, accelerator.num_processes)
+    noise = FeatureNoise(args.feature_noise, args.feature_dropout)
+    network = EncoderUNet(pipe.unet, pipe.image_encoder, noise) if has_encoder else pipe.unet
     trainer = Trainer(
-        settings, accelerator, pipe.unet, dataset, sampler, compute_loss, validate if data.held_out else None
+        settings, accelerator, network, dataset, sampler, compute_loss, validate if data.held_out else None
     )
     accelerator.init_trackers("depthfm")
     trainer.run()
-    pipe.unet = trainer.final_model().eval().to(memory_format=torch.contiguous_format)
+    take_networks(pipe, trainer.final_model().eval().to(memory_format=torch.contiguous_format))
     if accelerator.is_main_process:
         base = args.pretrained_model_name_or_path or args.unet_config
         whole = lora is None or not is_depthfm(base)

@@ -57,8 +57,9 @@ class DepthControl:
         """
         estimator = load_pipeline(resolve_model(model), device=str(device), dtype=torch.float32)
         estimator.set_progress_bar_config(disable=True)
-        for module in (estimator.unet, estimator.vae, estimator.prompt_embedding):
-            module.requires_grad_(False)
+        for module in estimator.components.values():
+            if isinstance(module, torch.nn.Module):
+                module.requires_grad_(False)
         return cls(estimator, steps, control_mode, percentiles)
 
     @property
@@ -257,7 +258,9 @@ def cache_control(
     networks: list[torch.nn.Module] = [vae]
     kept = {"image_latent": torch.float16, "tokens": torch.int32, "weight": torch.float32, "skipped": torch.float32}
     if control is not None:
-        networks += [control.estimator.unet, control.estimator.vae, control.estimator.prompt_embedding]
+        estimator = control.estimator
+        networks += [estimator.unet, estimator.vae, estimator.prompt_embedding]
+        networks += [] if estimator.image_encoder is None else [estimator.image_encoder]
         kept["control"] = torch.uint8
     folder = settings.folder / f"control-{cache_key(dataset.frames.fingerprint(), networks, content)}"
 

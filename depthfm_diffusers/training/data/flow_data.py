@@ -21,6 +21,7 @@ from .samples import SampleSettings, TrainingSamples
 from .sources import MixedFrames
 
 GEOMETRY = ["depth", "sky", "intrinsics"]  # kept in full precision: rounded depth has no surface normals
+FEATURES = ["features_8", "features_16", "features_32"]  # of the image encoder's trunk, at these strides
 
 
 class FlowFrames(TrainingSamples):
@@ -84,11 +85,23 @@ def depth_targets(normalized: NormalizedDepth) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def encode_batch(pipe: DepthFMPipeline, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Adds `image_latent`, `depth_latent` (B×C×h×w) and `weight` (B×1×h×w) to a batch of `FlowFrames`."""
+    """Adds `image_latent`, `depth_latent` (B×C×h×w) and `weight` (B×1×h×w) to a batch of `FlowFrames`.
+
+    If the pipeline has an image encoder with a frozen trunk, its features are added, under the names `FEATURES`.
+    """
     image_latent = pipe.encode_image(batch["image"])
     depth_latent = pipe.encode_image(batch["depth_map"].expand(-1, 3, -1, -1))
     weight = latent_weight(batch["valid"], (image_latent.shape[-2], image_latent.shape[-1]))
-    return batch | {"image_latent": image_latent, "depth_latent": depth_latent, "weight": weight}
+    encoded = batch | {"image_latent": image_latent, "depth_latent": depth_latent, "weight": weight}
+    if has_frozen_trunk(pipe):
+        encoded |= zip(FEATURES, pipe.image_encoder.extract_features(batch["image"]), strict=True)
+    return encoded
+
+
+def has_frozen_trunk(pipe: DepthFMPipeline) -> bool:
+    """Returns whether a pipeline has an image encoder whose trunk is not trained."""
+    encoder = pipe.image_encoder
+    return encoder is not None and not any(parameter.requires_grad for parameter in encoder.trunk.parameters())
 
 
 def latent_weight(valid: torch.Tensor, latent_size: tuple[int, int]) -> torch.Tensor:
@@ -119,7 +132,8 @@ def cache_latents(
 
     Call on every process: they share the work. The cache's name is a hash of the data's content, the autoencoder's
     weights, the chosen frames, the augmentation and the seed: other settings never read it. Latents and `weight` are
-    float16. `with_depth` adds `GEOMETRY`; without it, a complete cache with depth is used as well.
+    float16. `with_depth` adds `GEOMETRY`; without it, a complete cache with depth is used as well. The features of an
+    image encoder with a frozen trunk are kept too, before they are standardised; the name depends on the trunk then.
 
     Raises:
         FloatingPointError: If latents are not finite.
@@ -137,11 +151,13 @@ def cache_latents(
     ]
     # Only where it is set: the names of older caches have no place for it.
     content += [config.shift_factor] if config.get("shift_factor") else []
-    key = cache_key(dataset.frames.fingerprint(), [pipe.vae], content)
+    networks = [pipe.vae, pipe.image_encoder.trunk] if has_frozen_trunk(pipe) else [pipe.vae]
+    key = cache_key(dataset.frames.fingerprint(), networks, content)
     folder, plain = settings.folder / f"latents-{key}-depth", settings.folder / f"latents-{key}"
     if not with_depth and not is_complete(folder, len(dataset), settings.variants):
         folder = plain
     names = ["image_latent", "depth_latent", "weight", "without_depth", "skipped", *(GEOMETRY if with_depth else [])]
+    names += FEATURES if has_frozen_trunk(pipe) else []
 
     def encode(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         encoded = encode_batch(pipe, batch)

@@ -85,7 +85,7 @@ def prepare_pipeline(
     """Prepares a pipeline for the training of its UNet, in place.
 
     Args:
-        pipe: Its autoencoder and embedding are frozen and moved to `device`.
+        pipe: Its autoencoder and embedding are frozen and moved to `device`, as is its image encoder, if it has one.
         memory: Applied to the UNet; the memory format also to the autoencoder.
         lora: The UNet is frozen and gets these adapters; `None`: all of it is trained.
         device: Where the frozen parts run.
@@ -93,6 +93,10 @@ def prepare_pipeline(
     pipe.set_progress_bar_config(disable=True)
     pipe.vae.requires_grad_(False).to(device)
     pipe.prompt_embedding.requires_grad_(False).to(device)
+    if pipe.image_encoder is not None:
+        pipe.image_encoder.requires_grad_(False).to(device)
+        if memory.gradient_checkpointing:
+            pipe.image_encoder.enable_gradient_checkpointing()
     memory.apply_memory_format(pipe.vae)
     memory.apply(pipe.unet)
     if lora is not None:
@@ -204,21 +208,32 @@ def grow_conv_in(unet: UNet2DConditionModel, init: str = "duplicate") -> None:
             f"`unet` must have as many input as output channels to grow, got {channels} and "
             f"{unet.config.out_channels}."
         )
+    add_input_channels(unet, channels)
+    if init == "duplicate":
+        with torch.no_grad():
+            first, second = unet.conv_in.weight.chunk(2, dim=1)
+            first /= 2
+            second.copy_(first)
+
+
+def add_input_channels(unet: UNet2DConditionModel, channels: int) -> None:
+    """Adds input channels to a UNet in place, with weights 0: whatever they hold, the output is the same as before.
+
+    Args:
+        unet: Any UNet.
+        channels: How many channels are added, after those that it has.
+    """
     old = unet.conv_in
+    total = old.in_channels + channels
     new = torch.nn.Conv2d(
-        2 * channels, old.out_channels, old.kernel_size, padding=old.padding, device=old.weight.device
-    ).to(old.weight.dtype)
+        total, old.out_channels, old.kernel_size, padding=old.padding, device=old.weight.device, dtype=old.weight.dtype
+    )
     with torch.no_grad():
-        first, second = new.weight[:, :channels], new.weight[:, channels:]
-        if init == "duplicate":
-            first.copy_(old.weight / 2)
-            second.copy_(old.weight / 2)
-        else:
-            first.copy_(old.weight)
-            second.zero_()
+        new.weight.zero_()
+        new.weight[:, : old.in_channels] = old.weight
     new.bias = old.bias
     unet.conv_in = new
-    unet.register_to_config(in_channels=2 * channels)
+    unet.register_to_config(in_channels=total)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from ...depth_normalization import denormalize_log_depth
 from ...geometry import depth_to_normals
 from ...schedulers.scheduling_flow_matching_image_to_depth import FlowMatchingImageToDepthScheduler
+from ..data.flow_data import FEATURES
 
 # Decoded values are clamped to ± this before their exponential is taken. True values lie in [-1, 1]; an untrained
 # network's estimates can lie far outside and would overflow. Clamped values get no gradient from this loss, only from
@@ -61,11 +63,11 @@ def predict_velocity(
     2302.00482). The estimate of x_1 contains that noise.
 
     Args:
-        unet: UNet of 2·C input and C output channels.
+        unet: UNet of 2·C input and C output channels; or with an image encoder, an `EncoderUNet`.
         scheduler: Gives the source, the path and the velocity.
         embedding: 1×tokens×dim, the constant cross-attention input.
         batch: `image_latent`, `depth_latent`, `noise` (each B×C×h×w), `time` (B) and, with `sigma_min`, `path_noise`
-            (B×C×h×w).
+            (B×C×h×w); for an `EncoderUNet` also `feature_seed` (B) and the encoder's features or `image` (B×3×H×W).
         sigma_min: Standard deviation of the smoothing, in units of scaled latents; at least 0.
 
     Raises:
@@ -82,9 +84,18 @@ def predict_velocity(
         torch.cat([sample, condition], dim=1),
         time * scheduler.config.timestep_scale,
         embedding.expand(len(time), -1, -1),
+        **encoder_inputs(batch),
         return_dict=False,
     )[0]
     return FlowState(time, sample, velocity.float(), scheduler.get_velocity(source, target))
+
+
+def encoder_inputs(batch: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Returns what an `EncoderUNet` takes beside the UNet's input; nothing for batches without `feature_seed`."""
+    if "feature_seed" not in batch:
+        return {}
+    features = [batch[name] for name in FEATURES if name in batch]
+    return {"seeds": batch["feature_seed"], "image_or_features": features or batch["image"]}
 
 
 def data_loss(state: FlowState, weight: torch.Tensor) -> torch.Tensor:
