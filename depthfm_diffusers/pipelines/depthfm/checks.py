@@ -118,6 +118,15 @@ def check_generator(generator: Any) -> None:
             raise TypeError(f"`generator` must be a torch.Generator or a list of them, got {type(one).__name__}.")
 
 
+def check_number_of_generators(generator: Any, images: int, ensemble_size: int) -> None:
+    """Checks that a list of generators has one for each image and member."""
+    if isinstance(generator, list) and len(generator) != images * ensemble_size:
+        raise ValueError(
+            "`generator` must be one generator, or a list of one per image and ensemble member, "
+            f"{images} × {ensemble_size} = {images * ensemble_size}; got {len(generator)}."
+        )
+
+
 def check_callback_tensor_inputs(names: Any, available: Sequence[str]) -> None:
     """Checks the names of the tensors that a callback asks for."""
     if names is not None and (isinstance(names, str) or not isinstance(names, Sequence)):

@@ -85,6 +85,11 @@ def output_size(image: ProcessedImage, match_input_resolution: bool) -> tuple[in
     return image.pixels.shape[-2] - image.padding[0], image.pixels.shape[-1] - image.padding[1]
 
 
+def latent_size(image: ProcessedImage, scale_factor: int) -> tuple[int, int]:
+    """Returns the height and width of an image's latent."""
+    return image.pixels.shape[-2] // scale_factor, image.pixels.shape[-1] // scale_factor
+
+
 def _to_pil(depth: torch.Tensor) -> Image.Image:
     """Makes a 16-bit greyscale image of a depth map 1×1×H×W in [0, 1]."""
     return Image.fromarray((depth[0, 0] * 65535).round().cpu().numpy().astype(np.uint16))

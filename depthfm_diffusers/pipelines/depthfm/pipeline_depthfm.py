@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ from ...schedulers.scheduling_flow_matching_image_to_depth import FlowMatchingIm
 from ..pipeline_output import DepthFMOutput
 from . import checks
 from .call_state import CallStateMixin
-from .image_maps import make_output, output_size
+from .image_maps import latent_size, make_output, output_size
 
 
 class DepthFMPipeline(NativeLibraryNamesMixin, CallStateMixin, DiffusionPipeline, UNetLoraLoaderMixin):
@@ -55,9 +56,7 @@ class DepthFMPipeline(NativeLibraryNamesMixin, CallStateMixin, DiffusionPipeline
 
     Raises:
         TypeError: If a default is not an integer.
-        ValueError: If the UNet's input channels are not twice the autoencoder's latent channels and those of the image
-            encoder, if the embedding's width is not what the UNet's cross-attention takes, if the image encoder's
-            features do not have the size of the latents, or if a default is out of its range.
+        ValueError: If the components do not fit together, or a default is out of its range.
     """
 
     model_cpu_offload_seq = "prompt_embedding->image_encoder->unet->vae"
@@ -163,13 +162,8 @@ class DepthFMPipeline(NativeLibraryNamesMixin, CallStateMixin, DiffusionPipeline
         if latents is not None:
             given = checks.check_noise(latents, sizes, ensemble_size, channels, self.vae_scale_factor)
             return [x.to(device=device, dtype=torch.float32) for x in given]
-        members = len(sizes) * ensemble_size
-        if isinstance(generator, list) and len(generator) != members:
-            raise ValueError(
-                "`generator` must be one generator, or a list of one per image and ensemble member, "
-                f"{len(sizes)} × {ensemble_size} = {members}; got {len(generator)}."
-            )
-        generators = iter(generator if isinstance(generator, list) else [generator] * members)
+        checks.check_number_of_generators(generator, len(sizes), ensemble_size)
+        generators = itertools.cycle(generator if isinstance(generator, list) else [generator])
         draws = [
             [
                 randn_tensor((1, channels, *size), generator=next(generators), device=device, dtype=torch.float32)
@@ -272,9 +266,8 @@ class DepthFMPipeline(NativeLibraryNamesMixin, CallStateMixin, DiffusionPipeline
             batch_size: Number of images, or of images × members, that go through a network at once. Changes speed and
                 memory, not results.
             latents: Gaussian noise of the sources instead of drawn noise, one per image × member: N·E×C×h×w, or a list
-                of N tensors E×C×h×w for images of several sizes; h×w is ceil(height / `vae_scale_factor`) ×
-                ceil(width / `vae_scale_factor`) of the image as processed, after resizing to `processing_resolution`.
-                A result then depends on its own image and noise only.
+                of N tensors E×C×h×w for images of several sizes; h and w are the sides of the processed image divided
+                by `vae_scale_factor`, rounded up. A result then depends on its own image and noise only.
             generator: Source of the noise. With one generator all noise is drawn from it, image by image and member by
                 member. With a list, of one per image × member in the same order, a result depends on its own image
                 and generators only. Not used when `latents` are given.
@@ -284,10 +277,9 @@ class DepthFMPipeline(NativeLibraryNamesMixin, CallStateMixin, DiffusionPipeline
             output_normals: Whether to return surface normals, computed with `fov_x_deg`.
             output_latent: Whether to return the predicted latents.
             callback_on_step_end: Called after each evaluation as `callback(pipe, i, t, tensors)`, with the index and
-                the flow time; returns the dict of tensors, in which they may be replaced. Images are grouped by padded
-                size: `latents` are those of all images and members of one group, whatever `batch_size`, and the
-                evaluations of one group follow those of another. `pipe._interrupt = True` skips the remaining
-                evaluations, see below.
+                the flow time; returns the dict of tensors, in which they may be replaced. Images are processed in
+                groups of one padded size, and `latents` are those of all images and members of a group, whatever
+                `batch_size`. `pipe._interrupt = True` skips the remaining evaluations, see below.
             callback_on_step_end_tensor_inputs: What the callback gets: `"latents"` (x_t at the end of the evaluation)
                 and `"image_latents"`, both float32 (images × members)×C×h×w. `None` is `["latents"]`.
             return_dict: Whether to return a `DepthFMOutput` instead of a tuple of its fields.
@@ -295,9 +287,8 @@ class DepthFMPipeline(NativeLibraryNamesMixin, CallStateMixin, DiffusionPipeline
 
         Returns:
             `DepthFMOutput`, or the tuple (prediction, log_depth, uncertainty, normals, latent), `None` where not asked
-            for. See `DepthFMOutput` for shapes, ranges and units. An interrupted call returns maps of the unfinished
-            latents, as diffusers' pipelines do, and `None` in place of each map of an image whose group was not begun
-            (in place of all maps together, if none was).
+            for. An interrupted call returns maps of the unfinished latents, as diffusers' pipelines do, and `None` for
+            an image whose group was not begun (in place of all maps together, if none was).
 
         Raises:
             TypeError: If an argument has the wrong type.
@@ -311,7 +302,7 @@ class DepthFMPipeline(NativeLibraryNamesMixin, CallStateMixin, DiffusionPipeline
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
 
-        # 1. Check the arguments, prepare images and noise. No mistake of the caller may cause an error after this.
+        # 1. Check the arguments, prepare images and noise: no mistake of the caller may cause an error after this.
         self.check_inputs(
             num_inference_steps,
             ensemble_size,
@@ -337,8 +328,7 @@ class DepthFMPipeline(NativeLibraryNamesMixin, CallStateMixin, DiffusionPipeline
         ]
         if output_normals and any(min(output_size(one, match_input_resolution)) < 2 for one in images):
             raise ValueError("`output_normals=True` needs maps of at least 2 pixels along each side.")
-        factor = self.vae_scale_factor
-        sizes = [(one.pixels.shape[-2] // factor, one.pixels.shape[-1] // factor) for one in images]
+        sizes = [latent_size(one, self.vae_scale_factor) for one in images]
         for one, size in zip(images, sizes, strict=True):
             checks.check_latent_size(self.unet, self.vae, size, one.original_size)
         noise = self.prepare_latents(sizes, ensemble_size, latents, generator)
@@ -348,16 +338,14 @@ class DepthFMPipeline(NativeLibraryNamesMixin, CallStateMixin, DiffusionPipeline
         prompt_embeds = self.prompt_embedding(1).to(device)
 
         # 3. Carry the latents from images to depth maps, in groups of images of equal padded size.
-        groups: dict[tuple[int, int], list[int]] = {}
-        for i, size in enumerate(sizes):
-            groups.setdefault(size, []).append(i)
+        groups = [[i for i, size in enumerate(sizes) if size == one] for one in dict.fromkeys(sizes)]
         num_timesteps = num_inference_steps * self.scheduler.order
-        evaluations = sum(math.ceil(len(group) * ensemble_size / batch_size) for group in groups.values())
+        evaluations = sum(math.ceil(len(group) * ensemble_size / batch_size) for group in groups)
 
         predicted: dict[int, torch.Tensor] = {}  # per image, E×C×h×w
         members: dict[int, torch.Tensor] = {}  # per image, E×1×PH×PW
         with self._new_call(num_timesteps), self.progress_bar(total=evaluations * num_timesteps) as progress_bar:
-            for group in groups.values():
+            for group in groups:
                 if self.interrupt:
                     break
                 # Each image is encoded once, however many members it has.
@@ -369,17 +357,10 @@ class DepthFMPipeline(NativeLibraryNamesMixin, CallStateMixin, DiffusionPipeline
                     features = torch.cat([self.image_encoder(batch) for batch in pixels.split(batch_size)]).float()
                     checks.check_finite(features, "image features", "image_encoder", self.image_encoder.dtype)
                     features = features.repeat_interleave(ensemble_size, dim=0)
-                result = self.denoise(
-                    encoded.repeat_interleave(ensemble_size, dim=0),
-                    torch.cat([noise[i] for i in group]),
-                    prompt_embeds,
-                    num_inference_steps,
-                    batch_size,
-                    progress_bar.update,
-                    callback_on_step_end,
-                    callback_on_step_end_tensor_inputs,
-                    features,
-                )
+                encoded, drawn = encoded.repeat_interleave(ensemble_size, dim=0), torch.cat([noise[i] for i in group])
+                callback = callback_on_step_end, callback_on_step_end_tensor_inputs
+                flow = prompt_embeds, num_inference_steps, batch_size, progress_bar.update
+                result = self.denoise(encoded, drawn, *flow, *callback, features)
                 if result is None:
                     break
                 checks.check_finite(result, "predicted latents", "unet", self.unet.dtype)
