@@ -91,24 +91,42 @@ def test_components_passed_to_from_pretrained_are_saved_natively(pipe, tmp_path)
     assert index_of(tmp_path / "second") == NATIVE
 
 
+# After both imports, in either order.
+FINDS_THE_CLASSES = """
+assert "depthfm_diffusers.models.prompt_embedding" not in sys.modules
+cls = diffusers.PromptEmbedding
+assert cls is depthfm_diffusers.PromptEmbedding
+assert vars(diffusers)["PromptEmbedding"] is cls
+assert not hasattr(diffusers, "NobodyKnowsThisClass")
+assert diffusers.DDIMScheduler.__module__.startswith("diffusers.")
+assert type(diffusers.__spec__.loader).__module__ == "_frozen_importlib_external"
+"""
+
+
 def test_a_fresh_interpreter_loads_the_folder_offline(pipe, image, tmp_path):
     pipe.save_pretrained(tmp_path / "model")
     image.save(tmp_path / "image.png")
     np.save(tmp_path / "expected.npy", depth_of(pipe, image))
-    program = """
+    program = (
+        """
 import socket, sys
 def refuse(*args, **kwargs):
     raise OSError("the network is off")
 socket.socket.connect = refuse
 import numpy, torch
 from PIL import Image
-from diffusers import DiffusionPipeline
+import diffusers
+assert "depthfm_diffusers.models.prompt_embedding" not in sys.modules
 import depthfm_diffusers
-pipe = DiffusionPipeline.from_pretrained("model", local_files_only=True)
+"""
+        + FINDS_THE_CLASSES
+        + """
+pipe = diffusers.DiffusionPipeline.from_pretrained("model", local_files_only=True)
 depth = pipe(Image.open("image.png"), num_inference_steps=1, generator=torch.Generator().manual_seed(3)).prediction
 assert numpy.array_equal(depth, numpy.load("expected.npy"))
 print(type(pipe).__module__)
 """
+    )
     done = run_program(program, tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "depthfm_diffusers.pipelines.depthfm.pipeline_depthfm"
@@ -174,27 +192,30 @@ def test_default_model_path_is_a_model_folder_or_says_what_is_missing(monkeypatc
     assert default_model_path() == folder
 
 
-def test_too_old_a_diffusers_is_refused_at_import():
-    done = run_program("import diffusers; diffusers.__version__ = '0.41.9'; import depthfm_diffusers", ROOT)
+@pytest.fixture
+def old_diffusers(tmp_path) -> str:
+    """The start of a program that finds a diffusers of 0.41.9, in which there is nothing."""
+    (tmp_path / "old" / "diffusers").mkdir(parents=True)
+    (tmp_path / "old" / "diffusers" / "__init__.py").write_text('__version__ = "0.41.9"\n')
+    return f"import sys; sys.path.insert(0, {str(tmp_path / 'old')!r})\n"
+
+
+def test_too_old_a_diffusers_is_refused_at_import(tmp_path, old_diffusers):
+    done = run_program(f"{old_diffusers}import diffusers, depthfm_diffusers", tmp_path)
     assert done.returncode != 0
     assert "ImportError: depthfm_diffusers needs diffusers >= 0.42, but 0.41.9 is installed" in done.stderr
 
 
-@pytest.mark.parametrize("first", ["diffusers", "depthfm_diffusers"])
-def test_diffusers_finds_the_classes_whichever_is_imported_first(tmp_path, first):
-    second = "depthfm_diffusers" if first == "diffusers" else "diffusers"
-    program = f"""
-import {first}
+def test_diffusers_finds_the_classes_if_it_is_imported_last(tmp_path):
+    """The fresh interpreter above imports it first."""
+    program = (
+        """
+import depthfm_diffusers
 assert "depthfm_diffusers.models.prompt_embedding" not in sys.modules
-import {second}
-assert "depthfm_diffusers.models.prompt_embedding" not in sys.modules
-cls = diffusers.PromptEmbedding
-assert cls is depthfm_diffusers.PromptEmbedding
-assert vars(diffusers)["PromptEmbedding"] is cls
-assert not hasattr(diffusers, "NobodyKnowsThisClass")
-assert diffusers.DDIMScheduler.__module__.startswith("diffusers.")
-assert type(diffusers.__spec__.loader).__module__ == "_frozen_importlib_external"
+import diffusers
 """
+        + FINDS_THE_CLASSES
+    )
     done = run_program(program, tmp_path)
     assert done.returncode == 0, done.stderr
 
@@ -229,10 +250,9 @@ for _ in range(2):
     assert done.returncode == 0, done.stderr
 
 
-def test_too_old_a_diffusers_imported_later_is_refused_at_first_use(tmp_path):
+def test_too_old_a_diffusers_imported_later_is_refused_at_first_use(tmp_path, old_diffusers):
     program = """
 import depthfm_diffusers, diffusers
-diffusers.__version__ = "0.41.9"
 for package in (depthfm_diffusers, diffusers):
     try:
         package.PromptEmbedding
@@ -240,7 +260,7 @@ for package in (depthfm_diffusers, diffusers):
         print(error)
 assert depthfm_diffusers.default_model_path().is_dir()
 """
-    done = run_program(program, tmp_path)
+    done = run_program(old_diffusers + program, tmp_path)
     assert done.returncode == 0, done.stderr
     messages = done.stdout.splitlines()
     assert len(messages) == 2

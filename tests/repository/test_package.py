@@ -76,31 +76,39 @@ def test_bundled_model_is_small(wheel):
     assert sum(info.file_size for info in weights) <= 40e6
 
 
-def test_installed_package_predicts(environment, tmp_path):
-    """With the bundled model; the checkout is neither the working folder nor on the path."""
+# Runs the script `depthfm`, then loads a folder, in one process: importing torch twice would take its time.
+PROGRAM = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as end:
+    assert not end.code, end.code
+import depthfm_diffusers, diffusers
+diffusers.utils.logging.disable_progress_bar()
+print(depthfm_diffusers.__file__)
+print(type(diffusers.DiffusionPipeline.from_pretrained("model")).__name__)
+"""
+
+
+def test_installed_package_is_the_one_that_runs_and_predicts(environment, tmp_path):
+    """With the bundled model; the checkout is neither the working folder nor on the path; nothing on stderr."""
+    DepthFMPipeline(**build_components()).save_pretrained(tmp_path / "model")
     shutil.copy(ROOT / "examples" / "coffee.png", tmp_path)
+    script = environment / "bin" / "depthfm"
     clean = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-    command = [str(environment / "bin" / "depthfm"), "predict", "coffee.png", "--output", "out"]
-    done = subprocess.run(command, cwd=tmp_path, env=clean, capture_output=True, text=True, check=False)
+    options = {"cwd": tmp_path, "env": clean, "capture_output": True, "text": True, "check": False}
+    assert subprocess.run([script, "--version"], **options).stdout == f"depthfm {depthfm_diffusers.__version__}\n"
+    command = [environment / "bin" / "python", "-c", PROGRAM, script, "predict", "coffee.png", "--output", "out"]
+    done = subprocess.run(command, **options)
     assert (done.returncode, done.stderr) == (0, "")
+    location, name = done.stdout.splitlines()[-2:]
+    assert Path(location).is_relative_to(environment)
+    assert name == "DepthFMPipeline"
     depth = np.load(tmp_path / "out" / "coffee_depth.npy", allow_pickle=False)
     assert depth.shape == (400, 600)
     assert depth.min() == 0
     assert depth.max() == 1
-
-
-def test_installed_package_is_the_one_that_runs(environment, tmp_path):
-    DepthFMPipeline(**build_components()).save_pretrained(tmp_path / "model")
-    code = (
-        "import depthfm_diffusers; from diffusers import DiffusionPipeline; "
-        "print(depthfm_diffusers.__file__); print(type(DiffusionPipeline.from_pretrained('model')).__name__)"
-    )
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-    command = [str(environment / "bin" / "python"), "-c", code]
-    done = subprocess.run(command, cwd=tmp_path, env=clean, capture_output=True, text=True, check=True)
-    location, name = done.stdout.splitlines()
-    assert Path(location).is_relative_to(environment)
-    assert name == "DepthFMPipeline"
 
 
 @pytest.mark.parametrize("name", ["depthfm_diffusers", "depthfm_diffusers.evaluation"])
