@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from ...image_processing import resize
 from ...inference.prediction import PredictionSettings, predict_log_depth
 from ...pipelines.depthfm.pipeline_depthfm import DepthFMPipeline
 from ...pipelines.depthfm_controlnet.controlnet_imports import StableDiffusionPipeline
+from ...pipelines.depthfm_controlnet.controlnet_noise import depth_seed
 from ...pipelines.depthfm_controlnet.pipeline_depthfm_controlnet import DepthFMControlNetPipeline
 from ..choices import CONDITIONS
 from ..metrics.alignment import align
@@ -211,7 +212,9 @@ class AdherenceTest:
         Returns:
             1×1×H×W, float32, on the CPU.
         """
-        return predict_log_depth(self._estimator, image, self.settings.depth).cpu()
+        # The first image is generated from the seed itself: with equal shapes, from the noise that depth would have.
+        settings = replace(self.settings.depth, seed=depth_seed(self.settings.seed))
+        return predict_log_depth(self._estimator, image, settings).cpu()
 
     def output_size(self, photo_size: tuple[int, int]) -> tuple[int, int]:
         """Height and width of the images that are generated for a photo: rounded down to whole latents.

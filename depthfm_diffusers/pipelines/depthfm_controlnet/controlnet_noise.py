@@ -21,6 +21,11 @@ def depth_generator(generator: torch.Generator) -> torch.Generator:
     Returns:
         A new generator on the same device.
     """
+    return torch.Generator(device=generator.device).manual_seed(depth_seed(generator.initial_seed()))
+
+
+def depth_seed(seed: int) -> int:
+    """Returns the seed of the depth estimator's noise, below 2**63, where `seed` is that of Stable Diffusion's."""
     # SeedSequence mixes well: close seeds give streams that have nothing in common.
-    (seed,) = np.random.SeedSequence([generator.initial_seed(), _DEPTH_STREAM]).generate_state(1, np.uint64)
-    return torch.Generator(device=generator.device).manual_seed(int(seed))
+    (derived,) = np.random.SeedSequence([seed, _DEPTH_STREAM]).generate_state(1, np.uint64)
+    return int(derived) >> 1

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from diffusers.pipelines.controlnet import pipeline_controlnet
 from helpers.controlnet_parts import build_image, build_pipelines
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -28,6 +29,8 @@ from depthfm_diffusers.evaluation.adherence.run import run_adherence
 from depthfm_diffusers.evaluation.choices import CONDITIONS
 from depthfm_diffusers.image_processing import load_images
 from depthfm_diffusers.inference.prediction import PredictionSettings
+from depthfm_diffusers.pipelines.depthfm import pipeline_depthfm
+from depthfm_diffusers.pipelines.depthfm_controlnet.controlnet_noise import depth_seed
 
 FAST = {"num_inference_steps": 2, "guidance_scale": 2.0}
 
@@ -220,11 +223,11 @@ def test_a_score_is_that_of_the_images_themselves(pipe, images, tmp_path):
     estimator = pipe.depth_estimator
 
     def log_depth(picture):
-        found = estimator(picture, generator=torch.Generator().manual_seed(3), output_type="pt").log_depth
+        found = estimator(picture, generator=torch.Generator().manual_seed(depth_seed(3)), output_type="pt").log_depth
         return found[0, 0].numpy()
 
     output = pipe(
-        "a", build_image(1), depth_kwargs={"generator": torch.Generator().manual_seed(3)},
+        "a", build_image(1), depth_kwargs={"generator": torch.Generator().manual_seed(depth_seed(3))},
         generator=torch.Generator().manual_seed(3 + 1), output_type="np", **FAST,
     )  # fmt: skip
     expected = depth_adherence(log_depth(build_image(1)), log_depth(output.images[0]))
@@ -234,6 +237,27 @@ def test_a_score_is_that_of_the_images_themselves(pipe, images, tmp_path):
         decoded = pipe.vae.decode(pipe.vae.encode(photo * 2 - 1).latent_dist.mode()).sample
     expected = depth_adherence(log_depth(build_image(1)), log_depth((decoded / 2 + 0.5).clamp(0, 1)))
     assert entry["photo"]["abs_rel"] == pytest.approx(expected["abs_rel"], rel=1e-3)
+
+
+def test_depth_and_the_first_image_have_noise_of_their_own(pipe, images, tmp_path, monkeypatch):
+    """Both follow from one seed, and the latents of the depth estimator and of the image have one shape here."""
+    drawn = {}
+
+    def record(name, module):
+        draw = module.randn_tensor
+
+        def drawing(*args, **kwargs):
+            drawn.setdefault(name, draw(*args, **kwargs))
+            return draw(*args, **kwargs)
+
+        monkeypatch.setattr(module, "randn_tensor", drawing)
+
+    record("depth", pipeline_depthfm)
+    record("image", pipeline_controlnet)
+    pipe.register_to_config(default_depth_processing_resolution=64)
+    run(pipe, images, tmp_path / "r.json", seed=3)
+    assert drawn["depth"].shape == drawn["image"].shape
+    assert (drawn["depth"] - drawn["image"]).abs().mean() > 0.5
 
 
 def test_nothing_is_computed_twice(pipe, images, tmp_path, monkeypatch):
