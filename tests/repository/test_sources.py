@@ -11,7 +11,7 @@ from helpers.repository import ROOT
 
 LINES = 450
 # Words that are nouns where they come first.
-NOUNS = {"Error", "Image", "Map", "Mean", "Name", "Path", "Set"}
+NOUNS = {"Error", "Image", "Map", "Mean", "Name", "Number", "Path", "Set"}
 CODE = [path for top in ("depthfm_diffusers", "training", "benchmarks") for path in sorted((ROOT / top).rglob("*.py"))]
 TEXT = [
     path for path in (ROOT / "docs", ROOT / "model_cards", ROOT / "examples") for path in sorted(path.glob("*.md"))

@@ -71,7 +71,7 @@ def check_components(components: Mapping[str, Any], optional: Sequence[str], res
     if missing:
         raise ValueError(f"The pipeline has no {missing[0]}: set `pipe.{missing[0]}`, or pass it when loading.")
     unet, scheduler = components["unet"], components["scheduler"]
-    check_components_fit(unet, components["vae"], components["prompt_embedding"], components["image_encoder"])
+    check_components_fit(unet, components["vae"], components["prompt_embedding"], components.get("image_encoder"))
     if not hasattr(scheduler, "augment"):
         raise ValueError(
             "`scheduler` must be a FlowMatchingImageToDepthScheduler, or have its method `augment` (the source of the "

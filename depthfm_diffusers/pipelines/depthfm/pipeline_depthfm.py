@@ -21,13 +21,16 @@ from ...models.attention_processor import set_self_attention_rescaling
 from ...models.image_encoder import ImageEncoder
 from ...models.prompt_embedding import PromptEmbedding
 from ...schedulers.scheduling_flow_matching_image_to_depth import FlowMatchingImageToDepthScheduler
+from ..optional_components import AbsentComponentsMixin
 from ..pipeline_output import DepthFMOutput
 from . import checks
 from .call_state import CallStateMixin
 from .image_maps import latent_size, make_output, output_size
 
 
-class DepthFMPipeline(NativeLibraryNamesMixin, CallStateMixin, DiffusionPipeline, UNetLoraLoaderMixin):
+class DepthFMPipeline(
+    NativeLibraryNamesMixin, AbsentComponentsMixin, CallStateMixin, DiffusionPipeline, UNetLoraLoaderMixin
+):
     """Pipeline for monocular depth estimation with [DepthFM](https://arxiv.org/abs/2403.13788).
 
     The latent of an image, with a little noise added, is carried along a learnt velocity field from t = 0 (image) to
@@ -48,8 +51,8 @@ class DepthFMPipeline(NativeLibraryNamesMixin, CallStateMixin, DiffusionPipeline
         scheduler: Noise of the source, time grid and solver.
         prompt_embedding: The constant embedding for the UNet's cross-attention, that of the empty prompt.
         default_num_inference_steps: Used when a call names no number of steps.
-        default_processing_resolution: Used when a call names no processing resolution; pixels of the longer side, 0
-            for the images' own size. The best value is the size that the model was trained at.
+        default_processing_resolution: The same for the processing resolution: pixels of the longer side, 0 for the
+            images' own size. The best value is the size that the model was trained at.
         rescale_self_attention: Whether the UNet's self-attention is scaled by the number of tokens, see
             `depthfm_diffusers.models.attention_processor`. Sets the UNet's attention processors.
         image_encoder: Encoder of features of the image for the UNet's input, or `None`: the authors' models have none.
@@ -61,6 +64,7 @@ class DepthFMPipeline(NativeLibraryNamesMixin, CallStateMixin, DiffusionPipeline
 
     model_cpu_offload_seq = "prompt_embedding->image_encoder->unet->vae"
     _optional_components: ClassVar[list[str]] = ["image_encoder"]
+    _left_out_if_none = ("image_encoder",)
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "image_latents"]
 
     def __init__(
@@ -254,17 +258,15 @@ class DepthFMPipeline(NativeLibraryNamesMixin, CallStateMixin, DiffusionPipeline
                 or tensors (H×W, C×H×W or N×C×H×W) with 1 or 3 channels. Floats are in [0, 1]. What becomes of other
                 modes and types is said in `depthfm_diffusers.image_processing`.
             num_inference_steps: Steps of the solver; `None`: the model's default.
-            ensemble_size: Number of members E: predictions from different noise, whose log depth is averaged.
+            ensemble_size: Number of members E, whose log depth is averaged: predictions from different noise.
             processing_resolution: Longer side in pixels at which images are processed, larger or smaller than they
                 are; 0: their own size; `None`: the model's default. Both sides are then padded to a multiple of
                 `vae_scale_factor`, and the padding is cropped off the result.
             match_input_resolution: Whether maps are resized to the size of the input (upright, for PIL images with an
                 EXIF orientation); otherwise they have the processing size.
-            resample_method_input: Resampling of images: `"nearest"`, `"nearest-exact"`, `"bilinear"`, `"bicubic"` or
-                `"area"`.
+            resample_method_input: Resampling of images, one of `image_processing.RESAMPLE_METHODS`.
             resample_method_output: Resampling of maps, the same choice.
-            batch_size: Number of images, or of images × members, that go through a network at once. Changes speed and
-                memory, not results.
+            batch_size: Number of images × members that go through a network at once; does not change results.
             latents: Gaussian noise of the sources instead of drawn noise, one per image × member: N·E×C×h×w, or a list
                 of N tensors E×C×h×w for images of several sizes; h and w are the sides of the processed image divided
                 by `vae_scale_factor`, rounded up. A result then depends on its own image and noise only.

@@ -13,6 +13,7 @@ from ...models.image_encoder import ImageEncoder
 from ...models.prompt_embedding import PromptEmbedding
 from ...schedulers.scheduling_flow_matching_image_to_depth import FlowMatchingImageToDepthScheduler
 from ..depthfm.pipeline_depthfm import DepthFMPipeline
+from ..optional_components import AbsentComponentsMixin
 from .controlnet_checks import text_width
 from .controlnet_imports import (
     CLIPImageProcessor,
@@ -30,7 +31,7 @@ else:
     _Pipeline = object
 
 
-class ControlNetComponentsMixin(_Pipeline):
+class ControlNetComponentsMixin(AbsentComponentsMixin, _Pipeline):
     """Adds DepthFM's components to those of Stable Diffusion, under names that start with `depth_`.
 
     They are components of the pipeline itself, and not of a pipeline inside it, so that saving, `variant`, `dtype`,
@@ -45,6 +46,7 @@ class ControlNetComponentsMixin(_Pipeline):
         *StableDiffusionControlNetPipeline._optional_components,
         "depth_image_encoder",
     ]
+    _left_out_if_none = ("depth_image_encoder",)
 
     def __init__(
         self,

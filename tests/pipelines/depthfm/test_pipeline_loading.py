@@ -97,7 +97,7 @@ def test_single_components_may_be_passed_in(folder):
     unet = build_unet(seed=5)
     pipe = DepthFMPipeline.from_pretrained(folder, unet=unet)
     assert pipe.unet is unet
-    assert pipe.components.keys() == {"unet", "vae", "scheduler", "prompt_embedding", "image_encoder"}
+    assert pipe.components.keys() == {"unet", "vae", "scheduler", "prompt_embedding"}
     assert pipe.image_encoder is None
 
 
