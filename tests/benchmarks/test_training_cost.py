@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -17,6 +14,7 @@ from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_multi_gpu_env
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.training_utils import EMAModel
+from helpers import forked_python
 from helpers.components import build_unet, build_vae
 from helpers.repository import ROOT
 from step_counter import StepCounter, StepSettings, count_step, parameter_bytes, run_step
@@ -287,8 +285,10 @@ def test_two_processes_on_the_cpu_add_up(tmp_path):
         "accelerator.end_training()\n"
     )
     config = CONFIGS / "cpu_two_processes.yaml"
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), str(script)]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["2", "cpu", "3.0"]
+    command = ["-m", "accelerate.commands.launch", "--config_file", str(config), str(script)]
+    errors = tmp_path / "errors"
+    status, said = forked_python.run(
+        command, tmp_path / "output", errors=errors, environment={"ACCELERATE_USE_CPU": "true"}
+    )
+    assert status == 0, errors.read_text(encoding="utf-8")
+    assert said.split() == ["2", "cpu", "3.0"]

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 import train_depthfm
 from accelerate.data_loader import prepare_data_loader
+from helpers import forked_python
 from helpers.training_runs import flow_flags
 from torch.utils.data import DataLoader
 
 from depthfm_diffusers.training.data.sampling import EpochBatchSampler, SourceIndices
-
-TRAINING = Path(train_depthfm.__file__).parent
 
 
 def scalars(run: Path, name: str) -> list[float]:
@@ -42,14 +38,11 @@ def test_two_processes_give_the_curve_of_one_with_twice_the_accumulation(
         "--normals_loss_weight",
         "0.1",
     )
-    config = TRAINING / "configs" / "accelerate" / "cpu_two_processes.yaml"
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    command = [*launch, str(TRAINING / "train_depthfm.py"), *flow_flags(shard, parts, tmp_path / "two", *more)]
-    two = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+    command = [train_depthfm.__file__, *flow_flags(shard, parts, tmp_path / "two", *more)]
+    two = forked_python.start(command, tmp_path / "log", processes=2)
     train_depthfm.main(flow_flags(shard, parts, tmp_path / "one", *more, "--gradient_accumulation_steps", "2"))
-    messages = two.communicate()[1]
-    assert two.returncode == 0, messages
+    two.join()
+    assert two.exitcode == 0, (tmp_path / "log").read_text(encoding="utf-8")
     for name in ("loss", "normals", "learning_rate"):
         one, two = scalars(tmp_path / "one", name), scalars(tmp_path / "two", name)
         assert len(one) == 5

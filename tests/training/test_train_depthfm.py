@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +12,7 @@ import train_autoencoder
 import train_depthfm
 import yaml
 from diffusers import AutoencoderKL, DiffusionPipeline
+from helpers import forked_python
 from helpers.components import build_unet
 from helpers.shards import png, sloping_frame, write_pairs, write_shard
 from helpers.stable_diffusion import build_stable_diffusion
@@ -22,20 +21,20 @@ from safetensors.torch import load_file
 
 import depthfm_diffusers
 
-TRAINING = Path(train_depthfm.__file__).parent
-
 pytestmark = pytest.mark.usefixtures("fresh_accelerate_state")
 
 
 def test_accelerate_launch_writes_a_folder_that_diffusers_loads(shard, parts, tmp_path, image):
     """As a user types it, with tensorboard, two checkpoints kept, and a loss that is logged."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
+    command = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
     flags = flow_flags(shard, parts, tmp_path, "--max_train_steps", "6", "--checkpoints_total_limit", "2")
     flags[flags.index("none")] = "tensorboard"
-    run = subprocess.run([*command, str(TRAINING / "train_depthfm.py"), *flags], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    assert "Steps: 100%" in run.stderr
-    assert "loss=" in run.stderr
+    errors = tmp_path / "errors.txt"
+    status, _ = forked_python.run([*command, train_depthfm.__file__, *flags], tmp_path / "log.txt", errors=errors)
+    said = errors.read_text(encoding="utf-8")
+    assert status == 0, said
+    assert "Steps: 100%" in said
+    assert "loss=" in said
     assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
 
     pipe = DiffusionPipeline.from_pretrained(tmp_path)

@@ -9,13 +9,13 @@ import io
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import forked_python
 from helpers.components import build_components
 from PIL import Image
 from helpers.shards import (png, sloping_frame, write_pairs, write_shard,)
@@ -349,15 +349,15 @@ def test_two_processes_go_on_where_one_was_stopped(evaluate, model, pairs, tmp_p
         patch.setattr(terminal.Progress, "show", lambda self, done, total: stop_after(1)(done, total))
         with pytest.raises(Stopped):
             evaluate("--steps", 1)
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     given = ["--benchmark", "pairs", "--root", pairs, "--model", model, "--device", "cpu", "--steps", 1]
     command = [*launch, "-m", "depthfm_diffusers.cli", "evaluate", *map(str, given), "--output", "report.json"]
     # Other threads than in this process, for NumPy and torch.
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("written to report.json") == 1
+    environment = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"}
+    status, said = forked_python.run(command, tmp_path / "log", environment=environment)
+    assert status == 0, said
+    assert said.count("written to report.json") == 1
     assert without_time(tmp_path / "report.json") == without_time(tmp_path / "whole.json")
     assert not partial_folder(tmp_path / "report.json").exists()
 
