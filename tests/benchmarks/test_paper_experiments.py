@@ -65,11 +65,13 @@ def test_a_finished_run_with_other_settings_is_not_taken_for_this_one(args):
         experiment.train_runs(args, ["flow"])
 
 
-def test_a_training_that_fails_names_its_log(args):
-    args.vae = "nowhere"
+def test_a_training_that_fails_names_its_log(args, tmp_path, monkeypatch):
+    (tmp_path / "broken.py").write_text("raise ValueError('there is no vae')")
+    monkeypatch.setitem(experiment.RUNS, "flow", (tmp_path / "broken.py", []))
     args.seeds = [0]
     with pytest.raises(RuntimeError, match=r"train\.log"):
         experiment.train_runs(args, ["flow"])
+    assert "there is no vae" in (experiment.run_folder(args, "flow", 0) / "train.log").read_text()
     assert not (experiment.run_folder(args, "flow", 0) / "finished.json").exists()
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import runpy
+import socket
 import sys
 from collections.abc import Mapping, Sequence
 from multiprocessing import get_context
@@ -17,7 +18,7 @@ from multiprocessing.context import ForkServerProcess
 from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 
-from accelerate import debug_launcher
+from torch.multiprocessing import start_processes
 
 _context = get_context("forkserver")
 _context.set_forkserver_preload(["datasets", "peft", "transformers", "train_depthfm", "train_depth_controlnet"])
@@ -38,7 +39,8 @@ def start(
         output: File that stdout is written to, and stderr where `errors` is None.
         errors: File that stderr is written to.
         environment: Environment variables that are added.
-        processes: Number of processes that run the program together: above 1, as `accelerate launch` on the CPU.
+        processes: Number of processes that run the program together, with what `accelerate launch` tells each where
+            there are several.
 
     Returns:
         The process, to be waited for with `join`; its `exitcode` is minus the signal where it was killed by one.
@@ -81,13 +83,22 @@ def _run(
     os.dup2(_open(output), 1)
     os.dup2(1 if errors is None else _open(errors), 2)
     if processes > 1:
-        debug_launcher(_execute, (words,), num_processes=processes)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        start_processes(_execute_as, (processes, port, words), nprocs=processes, start_method="fork")
     else:
         _execute(words)
 
 
 def _open(path: Path) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+
+
+def _execute_as(rank: int, processes: int, port: int, words: list[str]) -> None:
+    """Runs the program as one of several processes, with what `accelerate launch` tells each."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+    os.environ |= {"LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    _execute(words)
 
 
 def _execute(words: list[str]) -> None:

@@ -39,7 +39,8 @@ def test_two_processes_give_the_curve_of_one_with_twice_the_accumulation(
         "0.1",
     )
     command = [train_depthfm.__file__, *flow_flags(shard, parts, tmp_path / "two", *more)]
-    two = forked_python.start(command, tmp_path / "log", processes=2)
+    environment = {"ACCELERATE_USE_CPU": "true"}
+    two = forked_python.start(command, tmp_path / "log", environment=environment, processes=2)
     train_depthfm.main(flow_flags(shard, parts, tmp_path / "one", *more, "--gradient_accumulation_steps", "2"))
     two.join()
     assert two.exitcode == 0, (tmp_path / "log").read_text(encoding="utf-8")

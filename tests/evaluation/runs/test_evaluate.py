@@ -343,19 +343,28 @@ def test_number_of_threads_of_the_process_is_left_alone(call, tmp_path):
     assert torch.get_num_threads() == before
 
 
+# Other threads than in this process, for NumPy and torch.
+MORE_THREADS = """
+import sys
+import threadpoolctl
+import torch
+from depthfm_diffusers import cli
+torch.set_num_threads(2)
+threadpoolctl.threadpool_limits(2)
+assert {library["num_threads"] for library in threadpoolctl.threadpool_info()} == {2}
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
 def test_two_processes_go_on_where_one_was_stopped(evaluate, model, pairs, tmp_path, monkeypatch):
     assert evaluate("--steps", 1, output="whole.json") == 0
     with monkeypatch.context() as patch:
         patch.setattr(terminal.Progress, "show", lambda self, done, total: stop_after(1)(done, total))
         with pytest.raises(Stopped):
             evaluate("--steps", 1)
-    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     given = ["--benchmark", "pairs", "--root", pairs, "--model", model, "--device", "cpu", "--steps", 1]
-    command = [*launch, "-m", "depthfm_diffusers.cli", "evaluate", *map(str, given), "--output", "report.json"]
-    # Other threads than in this process, for NumPy and torch.
-    environment = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"}
-    status, said = forked_python.run(command, tmp_path / "log", environment=environment)
+    command = ["-c", MORE_THREADS, "evaluate", *map(str, given), "--output", "report.json"]
+    status, said = forked_python.run(command, tmp_path / "log", processes=2)
     assert status == 0, said
     assert said.count("written to report.json") == 1
     assert without_time(tmp_path / "report.json") == without_time(tmp_path / "whole.json")
