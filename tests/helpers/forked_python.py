@@ -75,9 +75,7 @@ def run(words: Sequence[str], output: Path, **options: object) -> tuple[int, str
     return process.exitcode, output.read_text(encoding="utf-8")
 
 
-def _run(
-    words: list[str], output: Path, errors: Path | None, environment: Mapping[str, str], processes: int
-) -> None:
+def _run(words: list[str], output: Path, errors: Path | None, environment: Mapping[str, str], processes: int) -> None:
     """Runs the program in its process, or in processes forked from it."""
     os.environ.update(environment)
     os.dup2(_open(output), 1)
