@@ -176,21 +176,22 @@ def count_step(unet_config: dict[str, Any], vae_config: dict[str, Any], settings
     Raises:
         ValueError: If a side is not a multiple of 64, or the UNet does not have 8 input and 4 output channels.
     """
+    # Before the mode is active: it would be asked about every operation that gives the weights their first values.
+    with torch.device("meta"):
+        unet, vae = UNet2DConditionModel.from_config(unet_config), AutoencoderKL.from_config(vae_config)
     with FakeTensorMode():
-        unet, vae = empty_model(UNet2DConditionModel, unet_config), empty_model(AutoencoderKL, vae_config)
+        for model in (unet, vae):
+            _empty_weights(model)
         return run_step(unet, vae, settings)
 
 
-def empty_model(model_class: type[torch.nn.Module], config: dict[str, Any]) -> torch.nn.Module:
-    """A float32 model from its configuration, with weights of the `FakeTensorMode` that is active."""
-    with torch.device("meta"):
-        model = model_class.from_config(config)
+def _empty_weights(model: torch.nn.Module) -> None:
+    """Gives a float32 model weights of the `FakeTensorMode` that is active."""
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             setattr(module, name, torch.nn.Parameter(torch.empty(parameter.shape)))
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
-    return model
 
 
 def run_step(unet: UNet2DConditionModel, vae: AutoencoderKL, settings: StepSettings) -> StepCost:

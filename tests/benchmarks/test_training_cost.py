@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from diffusers.training_utils import EMAModel
 from helpers import forked_python
 from helpers.components import build_unet, build_vae
 from helpers.repository import ROOT
-from step_counter import StepCounter, StepSettings, count_step, parameter_bytes, run_step
+from step_counter import StepCost, StepCounter, StepSettings, count_step, parameter_bytes, run_step
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from training_cost import SD_VAE, UNETS, format_report, main, parameter_counts, sharded_bytes, step_seconds
@@ -35,6 +36,12 @@ def vae_config() -> dict[str, object]:
 
 # 64x64 pixels are 8x8 latents here.
 SMALL = StepSettings(height=64, width=64, batch_size=2, bf16=False, cached_latents=True, tokens=4)
+
+
+@cache
+def counted(settings: StepSettings) -> StepCost:
+    """The cost of a step of the tiny networks."""
+    return count_step(unet_config(), vae_config(), settings)
 
 
 def test_parameters_of_stable_diffusion():
@@ -95,11 +102,10 @@ def test_counts_without_content_equal_a_real_step(everything):
     """Same operations on real tensors: bytes exactly, and FLOPs as torch's own counter has them."""
     changes = {"bf16": True, "gradient_checkpointing": True, "decoded_loss": True, "cached_latents": False}
     settings = replace(SMALL, **changes) if everything else SMALL
-    counted = count_step(unet_config(), vae_config(), settings)
-    assert run_step(build_unet(), build_vae(), settings) == counted
+    assert run_step(build_unet(), build_vae(), settings) == counted(settings)
     with FlopCounterMode(display=False) as flops:
         run_step(build_unet(), build_vae(), settings)
-    assert counted.flops == flops.get_total_flops()
+    assert counted(settings).flops == flops.get_total_flops()
 
 
 def test_kept_for_backward_is_what_autograd_saves():
@@ -120,14 +126,14 @@ def test_kept_for_backward_is_what_autograd_saves():
         output = unet.train()(sample, time, embedding, return_dict=False)[0]
     saved[output.untyped_storage().data_ptr()] = output.untyped_storage()
     by_hooks = sum(storage.nbytes() for storage in saved.values())
-    kept = count_step(unet_config(), vae_config(), SMALL).retained
+    kept = counted(SMALL).retained
     # The counter also sees the concatenated input.
     assert kept - sample.nbytes == pytest.approx(by_hooks, rel=0.02)
 
 
 def test_what_saves_memory_and_what_costs_time():
     def cost(**changes: object):
-        return count_step(unet_config(), vae_config(), replace(SMALL, **changes))
+        return counted(replace(SMALL, **changes))
 
     plain = cost()
     checkpointed = cost(gradient_checkpointing=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -163,9 +164,13 @@ def pipe() -> DepthFMControlNetPipeline:
 
 @pytest.fixture
 def images(tmp_path) -> list[PromptedImage]:
+    return write_images(tmp_path)
+
+
+def write_images(folder: Path) -> list[PromptedImage]:
     found = []
     for i in range(3):
-        path = tmp_path / f"photo{i}.png"
+        path = folder / f"photo{i}.png"
         build_image(i).save(path)
         found.append(PromptedImage(path.name, path, "a" * i))
     return found
@@ -180,16 +185,23 @@ def run(pipe, images, output, **settings):
     return run_adherence(pipe, images, settings_of(**settings), output, {"base": "tiny"})
 
 
+@pytest.fixture(scope="module")
+def finished(pipe, tmp_path_factory) -> tuple[dict, Path]:
+    """The report of a run that nothing stopped, and the folder that it left: `new/r.json` and `r.png`."""
+    folder = tmp_path_factory.mktemp("finished")
+    output = folder / "new" / "r.json"
+    settings = AdherenceSettings(**FAST)
+    return run_adherence(pipe, write_images(folder), settings, output, {"base": "tiny"}, folder / "r.png"), folder
+
+
 def without_times(path) -> dict:
     return {name: value for name, value in json.loads(path.read_text()).items() if name not in ("time", "models")}
 
 
-def test_report(pipe, images, tmp_path):
-    report = run_adherence(
-        pipe, images, AdherenceSettings(**FAST), tmp_path / "new" / "r.json", {"base": "tiny"}, tmp_path / "r.png"
-    )
-    assert json.loads((tmp_path / "new" / "r.json").read_text()) == report
-    assert not (tmp_path / "new" / "r.partial").exists()
+def test_report(finished):
+    report, folder = finished
+    assert json.loads((folder / "new" / "r.json").read_text()) == report
+    assert not (folder / "new" / "r.partial").exists()
     assert set(report["mean"]) == {"photo", *CONDITIONS}
     first = report["per_image"][1]
     assert first["prompt"] == "a"
@@ -207,7 +219,7 @@ def test_report(pipe, images, tmp_path):
         assert paired["better"] == np.mean([difference < 0 for difference in differences])
         assert paired["abs_rel_difference"] == pytest.approx(np.mean(differences))
         assert paired["interval"][0] <= paired["abs_rel_difference"] <= paired["interval"][1]
-    sheet = Image.open(tmp_path / "r.png")
+    sheet = Image.open(folder / "r.png")
     assert sheet.width > 9 * 320
     text = format_adherence(report)
     assert "generated with its depth" in text
@@ -279,15 +291,14 @@ def test_nothing_is_computed_twice(pipe, images, tmp_path, monkeypatch):
     assert calls == {"log_depth": 3 + 3 * 4, "generate": 3 * 3}
 
 
-def test_two_runs_say_the_same(pipe, images, tmp_path):
-    run(pipe, images, tmp_path / "a.json")
-    run(pipe, images, tmp_path / "b.json")
-    assert without_times(tmp_path / "a.json") == without_times(tmp_path / "b.json")
+def test_two_runs_say_the_same(pipe, images, tmp_path, finished):
+    run(pipe, images, tmp_path / "again.json")
+    assert without_times(tmp_path / "again.json") == without_times(finished[1] / "new" / "r.json")
 
 
-def test_a_stopped_run_goes_on(pipe, images, tmp_path):
+def test_a_stopped_run_goes_on(pipe, images, tmp_path, finished):
     settings = AdherenceSettings(**FAST)
-    run_adherence(pipe, images, settings, tmp_path / "whole.json", {}, tmp_path / "whole.png")
+    whole = finished[1]
     steps = []
 
     def stop(done: int, total: int) -> None:
@@ -306,8 +317,8 @@ def test_a_stopped_run_goes_on(pipe, images, tmp_path):
         pipe, images, settings, tmp_path / "r.json", {}, tmp_path / "r.png", lambda *step: steps.append(step)
     )
     assert steps == [(2, 3), (3, 3)]
-    assert (tmp_path / "r.png").read_bytes() == (tmp_path / "whole.png").read_bytes()
-    assert without_times(tmp_path / "r.json") == without_times(tmp_path / "whole.json")
+    assert (tmp_path / "r.png").read_bytes() == (whole / "r.png").read_bytes()
+    assert without_times(tmp_path / "r.json") == without_times(whole / "new" / "r.json")
 
 
 def test_conditions_are_what_they_say(pipe):
