@@ -20,7 +20,7 @@ test-slow:  ## What takes minutes.
 
 coverage: export COVERAGE_PROCESS_START = $(CURDIR)/setup.cfg
 coverage: export COVERAGE_FILE = $(CURDIR)/.coverage
-coverage:  ## The suite again, measured: fails under the floor that setup.cfg names.
+coverage:  ## The suite again, measured.
 	coverage erase
 	python -m pytest -n logical --dist worksteal
 	COVERAGE_PROCESS_START= coverage combine --quiet

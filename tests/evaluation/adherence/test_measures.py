@@ -251,7 +251,7 @@ def test_a_score_is_that_of_the_images_themselves(pipe, images, tmp_path):
     assert entry["photo"]["abs_rel"] == pytest.approx(expected["abs_rel"], rel=1e-3)
 
 
-def test_depth_and_the_first_image_have_noise_of_their_own(pipe, images, tmp_path, monkeypatch):
+def test_depth_and_the_first_image_have_noise_of_their_own(images, tmp_path, monkeypatch):
     """Both follow from one seed, and the latents of the depth estimator and of the image have one shape here."""
     drawn = {}
 
@@ -266,6 +266,7 @@ def test_depth_and_the_first_image_have_noise_of_their_own(pipe, images, tmp_pat
 
     record("depth", pipeline_depthfm)
     record("image", pipeline_controlnet)
+    pipe = build_pipelines()[0]
     pipe.register_to_config(default_depth_processing_resolution=64)
     run(pipe, images, tmp_path / "r.json", seed=3)
     assert drawn["depth"].shape == drawn["image"].shape
