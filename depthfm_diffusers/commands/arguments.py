@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from ..utils.choices import CONTROL_MODES, DTYPES
+
+if TYPE_CHECKING:
+    from ..inference.prediction import PredictionSettings
 
 Subcommands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -83,6 +86,19 @@ def add_prediction_arguments(parser: argparse.ArgumentParser, ensemble_help: str
     )
     parser.add_argument(
         "--batch-size", type=positive, default=1, metavar="N", help="members computed at once (default: 1)"
+    )
+
+
+def prediction_settings(args: argparse.Namespace) -> PredictionSettings:
+    """Returns the settings that `add_prediction_arguments` and `--processing-resolution` stand for."""
+    from ..inference.prediction import PredictionSettings
+
+    return PredictionSettings(
+        num_inference_steps=args.steps,
+        ensemble_size=args.ensemble,
+        seed=args.seed,
+        processing_resolution=args.processing_resolution,
+        batch_size=args.batch_size,
     )
 
 

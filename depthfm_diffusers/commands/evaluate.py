@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..evaluation.choices import ALIGNMENT_SPACES
-from .arguments import Subcommands, add_command, add_model_arguments, add_prediction_arguments
+from .arguments import Subcommands, add_command, add_model_arguments, add_prediction_arguments, prediction_settings
 from .reports import add_report_arguments, add_report_output, check_report_files
 from .terminal import Progress
 
@@ -55,16 +55,9 @@ def evaluate(args: argparse.Namespace) -> int:
     from ..evaluation.runs.benchmark import run_evaluation
     from ..evaluation.runs.report import format_report
     from ..evaluation.runs.scoring import EvaluationSettings
-    from ..inference.prediction import PredictionSettings
 
     settings = EvaluationSettings(
-        PredictionSettings(
-            num_inference_steps=args.steps,
-            ensemble_size=args.ensemble,
-            seed=args.seed,
-            processing_resolution=args.processing_resolution,
-            batch_size=args.batch_size,
-        ),
+        prediction_settings(args),
         alignment=args.alignment,
         limit=args.limit,
         threads=args.threads,

@@ -7,7 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .arguments import Subcommands, add_command, add_images, add_model_arguments, add_prediction_arguments
+from .arguments import (
+    Subcommands,
+    add_command,
+    add_images,
+    add_model_arguments,
+    add_prediction_arguments,
+    prediction_settings,
+)
 from .terminal import complain_about
 
 if TYPE_CHECKING:
@@ -44,16 +51,9 @@ def predict(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from ..inference.input_files import collect_inputs
-    from ..inference.prediction import PredictionSettings
     from ..inference.prediction_files import PredictionFolder
 
-    settings = PredictionSettings(
-        num_inference_steps=args.steps,
-        ensemble_size=args.ensemble,
-        seed=args.seed,
-        processing_resolution=args.processing_resolution,
-        batch_size=args.batch_size,
-    )
+    settings = prediction_settings(args)
     folder = PredictionFolder(args.output, args.colormap)
     try:
         inputs, failures = collect_inputs(args.images, skip=folder.results())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 
 from ..export.images import save_image
 from ..image_processing import load_image
-from ..pipelines.depthfm_controlnet.controlnet_noise import depth_generator
+from ..pipelines.depthfm_controlnet.controlnet_noise import depth_seed
 from ..utils.files import file_sha256, save_array
 from .input_files import InputFailure
 from .result_folder import ResultFolder, describe_environment, describe_scheduler, now, process_each
@@ -211,8 +211,7 @@ def _synthesize_file(
     if settings.start == "mask":
         arguments["mask_image"] = sources.mask
     # The depth's seed may be that of the image: the noise is not to be the same.
-    estimation = settings.depth.call_arguments()
-    estimation["generator"] = depth_generator(estimation["generator"])
+    estimation = replace(settings.depth, seed=depth_seed(settings.depth.seed)).call_arguments()
     for seed in seeds:
         depth = {"image": photo, "depth_kwargs": estimation} if log_depth is None else {"log_depth": log_depth}
         generator = torch.Generator("cpu").manual_seed(seed)  # on the CPU whatever the device, as for the depth
