@@ -15,9 +15,11 @@ from diffusers import AutoencoderKL
 from depthfm_diffusers.training.config import (
     base_parser,
     data_settings,
+    non_negative,
     parse_with_config,
     positive_int,
     sample_settings,
+    share,
     trainer_settings,
 )
 from depthfm_diffusers.training.data.autoencoder_data import AutoencoderViews
@@ -25,12 +27,13 @@ from depthfm_diffusers.training.data.samples import SplitFrames
 from depthfm_diffusers.training.data.sampling import EpochBatchSampler, SourceIndices
 from depthfm_diffusers.training.loop import Trainer
 from depthfm_diffusers.training.networks.autoencoder import (
+    WIDTHS,
     VariationalPass,
     build_autoencoder,
     downsampling,
     fit_scaling_factor,
 )
-from depthfm_diffusers.training.objectives.autoencoder_objective import autoencoder_loss
+from depthfm_diffusers.training.objectives.autoencoder_objective import AutoencoderWeights, autoencoder_loss
 from depthfm_diffusers.training.run import check_can_validate, start_run
 from depthfm_diffusers.training.validation.autoencoder_validation import validate_autoencoder
 from depthfm_diffusers.training.validation.validation import Validation
@@ -41,19 +44,38 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = base_parser(__doc__.splitlines()[0])
     parser.add_argument("--pretrained_model_name_or_path", default=None, help="AutoencoderKL to start from.")
     group = parser.add_argument_group("autoencoder")
-    group.add_argument("--block_out_channels", type=positive_int, nargs=4, default=[16, 32, 64, 128], help="Widths.")
+    group.add_argument(
+        "--block_out_channels",
+        type=positive_int,
+        nargs="+",
+        default=None,
+        help="Widths, from full resolution down; default: 16 32 64 128, or those of the model to start from. With "
+        "other widths than its own, the leading channels of its weights are taken.",
+    )
     group.add_argument("--layers_per_block", type=positive_int, default=1, help="Residual blocks per level.")
     group.add_argument("--norm_num_groups", type=positive_int, default=8, help="Groups of the normalisation.")
     group.add_argument("--crop_size", type=positive_int, default=128, help="Side of the training crops, pixels.")
-    group.add_argument("--kl_weight", type=float, default=5e-4, help="Weight of the mean KL divergence.")
-    group.add_argument("--gradient_weight", type=float, default=0.5, help="Weight of the L1 of first differences.")
-    return parse_with_config(parser, argv)
+    loss = parser.add_argument_group("loss")
+    loss.add_argument("--kl_weight", type=non_negative, default=5e-4, help="Weight of the mean KL divergence.")
+    loss.add_argument("--gradient_weight", type=non_negative, default=0.5, help="Weight of the L1 of differences.")
+    loss.add_argument("--image_weight", type=non_negative, default=1.0, help="Weight of images; of depth maps: 1.")
+    loss.add_argument("--image_share", type=share, default=1.0, help="Share of a batch's images that are used.")
+    loss.add_argument(
+        "--matching_weight", type=non_negative, default=0.0, help="Weight of the loss of matched windows, on depth."
+    )
+    args = parse_with_config(parser, argv)
+    if args.block_out_channels is None and args.pretrained_model_name_or_path is None:
+        args.block_out_channels = list(WIDTHS)  # recorded, so that runs of earlier versions can be resumed
+    return args
 
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the training; `argv` defaults to the command line."""
     args = parse_args(argv)
     settings = trainer_settings(args)
+    weights = AutoencoderWeights(
+        args.kl_weight, args.gradient_weight, args.image_weight, args.matching_weight, args.image_share
+    )
     accelerator = start_run(settings, vars(args))
 
     data = SplitFrames.open(data_settings(args))
@@ -68,7 +90,7 @@ def main(argv: list[str] | None = None) -> None:
         model = model.to(memory_format=torch.channels_last)
 
     def compute_loss(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return autoencoder_loss(model, batch, args.kl_weight, args.gradient_weight)
+        return autoencoder_loss(model, batch, weights)
 
     scored = data.choose(data.held_out, 16)
     shown = data.choose(scored, 8)

@@ -185,7 +185,8 @@ def main(argv: list[str] | None = None) -> None:
         args.validation_inference_steps, args.validation_guidance_scale, samples.skip_bad_frames
     )
     chosen = data.choose(data.held_out, args.validation_images)
-    validate = ControlValidation(validation, base, control, data.frames, chosen, images.size)
+    size = next(iter(images.sizes.values()))
+    validate = ControlValidation(validation, base, control, data.frames, chosen, size)
 
     if trained.lora is not None:
         checkpoint_trained_only(accelerator)

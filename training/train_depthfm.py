@@ -240,7 +240,8 @@ def main(argv: list[str] | None = None) -> None:
     if accelerator.is_main_process:
         base = args.pretrained_model_name_or_path or args.unet_config
         whole = lora is None or not is_depthfm(base)
-        save_result(pipe, settings.output_dir, max(frames.size), adapters=lora is not None, whole=whole)
+        longest = max(side for size in frames.sizes.values() for side in size)
+        save_result(pipe, settings.output_dir, longest, adapters=lora is not None, whole=whole)
         write_model_card(card_facts(args, base), trainer.scores, lora is not None, args.validation_frames)
         if args.push_to_hub:
             push_to_hub(settings.output_dir, hub_model_id(args))

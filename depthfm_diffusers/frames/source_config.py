@@ -20,6 +20,7 @@ class ImageSourceConfig:
         weight: How often batches are drawn from this source, relative to the others; positive.
         format: One of `FORMATS`; `auto` decides by what is at the path.
         image_column: Column (Parquet, image folder) or extension (WebDataset) of the image.
+        resolution: Height and width of its training samples, pixels, in place of `--resolution`; each at least 1.
 
     Raises:
         TypeError: If a setting is of the wrong type.
@@ -30,6 +31,7 @@ class ImageSourceConfig:
     weight: float = 1.0
     format: str = "auto"
     image_column: str | None = None
+    resolution: tuple[int, int] | None = None
 
     FORMATS: ClassVar[tuple[str, ...]] = ("auto", "webdataset", "parquet", "imagefolder")
 
@@ -54,8 +56,18 @@ class ImageSourceConfig:
                 raise ValueError(
                     f"Data source {self.name}: {field.name} must be above {low:g} and below {high:g}, got {value}."
                 )
+        if self.resolution is not None:
+            object.__setattr__(self, "resolution", self._check_resolution(self.resolution))
         if self.format not in self.FORMATS:
             raise ValueError(f"Data source {self.name}: format must be one of {self.FORMATS}, got {self.format!r}.")
+
+    def _check_resolution(self, given: Any) -> tuple[int, int]:
+        sides = tuple(given) if isinstance(given, (list, tuple)) else ()
+        if len(sides) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in sides):
+            raise TypeError(
+                f"Data source {self.name}: resolution must be two positive integers, height and width, got {given!r}."
+            )
+        return sides[0], sides[1]
 
     @property
     def paths(self) -> tuple[str, ...]:

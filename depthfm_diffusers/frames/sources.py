@@ -24,6 +24,8 @@ from .tables import open_image_folder, open_parquet
 logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item", Frame, CaptionedImage)
+# Settings of a source that do not change what its frames hold.
+NOT_CONTENT = ("path", "weight", "format", "resolution")
 
 
 class DataSource(ABC, Generic[Item]):
@@ -94,7 +96,7 @@ class DataSource(ABC, Generic[Item]):
 
         Another format that gives the same frames has another hash.
         """
-        settings = {k: v for k, v in asdict(self.config).items() if k not in ("path", "weight", "format")}
+        settings = {k: v for k, v in asdict(self.config).items() if k not in NOT_CONTENT}
         kind = self.reader.KIND + self.KIND
         digest = hashlib.sha256(json.dumps([kind, settings], sort_keys=True).encode())
         for path in self.reader.content_files():

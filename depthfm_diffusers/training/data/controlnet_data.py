@@ -21,7 +21,7 @@ from ...inference.prediction import PredictionSettings, predict_log_depth
 from ...pipelines.depthfm.pipeline_depthfm import DepthFMPipeline
 from .depth_transforms import View, crop_view, image_tensor, resize_view
 from .draws import DiffusionDraws, gaussian
-from .latent_cache import CachedSamples, CacheSettings, cache_key, fill_cache
+from .latent_cache import CachedSamples, CacheSettings, cache_key, fill_cache, size_content
 from .samples import SampleSettings, TrainingSamples
 from .sources import MixedFrames
 
@@ -164,17 +164,14 @@ class ControlImages(TrainingSamples):
     ) -> None:
         super().__init__(images, indices, settings, draws, downsampling)
         self.tokens = tokens
-        self.depth_noise_shape: tuple[int, ...] | None = None
-        if depth_noise is not None:
-            channels, factor = depth_noise
-            self.depth_noise_shape = (channels, *(-(-side // factor) for side in self.size))
+        self.depth_noise = depth_noise
 
-    def view(self, frame: CaptionedImage, rng: np.random.Generator) -> View:
-        """Returns an image at the size of the samples."""
+    def view(self, frame: CaptionedImage, index: int, rng: np.random.Generator) -> View:
+        """Returns an image at the size of its samples."""
         view = image_view(image_tensor(frame.image))
-        if self.settings.resolution:
-            return cover_view(view, *self.size, rng)
-        self.check_size(frame)
+        if self.is_resized(index):
+            return cover_view(view, *self.size_of(index), rng)
+        self.check_size(frame, index)
         return view
 
     def tensors(self, frame: CaptionedImage | None, view: View) -> dict[str, torch.Tensor]:
@@ -185,11 +182,12 @@ class ControlImages(TrainingSamples):
             "weight": torch.tensor(0.0 if frame is None else 1.0),
         }
 
-    def draw(self, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+    def draw(self, rng: np.random.Generator, size: tuple[int, int]) -> dict[str, torch.Tensor]:
         """Returns what is drawn besides, the noise of the depth estimator last."""
-        drawn = super().draw(rng)
-        if self.depth_noise_shape is not None:
-            drawn["depth_noise"] = gaussian(rng, self.depth_noise_shape)
+        drawn = super().draw(rng, size)
+        if self.depth_noise is not None:
+            channels, factor = self.depth_noise
+            drawn["depth_noise"] = gaussian(rng, (channels, *(-(-side // factor) for side in size)))
         return drawn
 
 
@@ -247,7 +245,7 @@ def cache_control(
     content = [
         dataset.indices,
         asdict(dataset.settings.augmentation),
-        dataset.size,
+        size_content(dataset),
         settings.variants,
         dataset.settings.seed,
         vae.config.scaling_factor,
@@ -269,8 +267,7 @@ def cache_control(
         return {name: encoded[name].to(dtype) for name, dtype in kept.items()}
 
     fill_cache(folder, dataset, settings, encode, accelerator)
-    seed = dataset.settings.seed
-    return CachedSamples(folder, len(dataset), settings.variants, seed, dataset.draws, restore_control)
+    return CachedSamples(folder, dataset, settings.variants, restore_control)
 
 
 def prompt_embeddings(

@@ -16,7 +16,7 @@ from ...frames import Frame
 from ...pipelines.depthfm.pipeline_depthfm import DepthFMPipeline
 from .depth_transforms import View, frame_to_view, resize_view
 from .draws import FlowDraws
-from .latent_cache import CachedSamples, CacheSettings, cache_key, fill_cache, is_complete
+from .latent_cache import CachedSamples, CacheSettings, cache_key, fill_cache, is_complete, size_content
 from .samples import SampleSettings, TrainingSamples
 from .sources import MixedFrames
 
@@ -53,11 +53,11 @@ class FlowFrames(TrainingSamples):
         super().__init__(frames, indices, settings, draws, downsampling)
         self.normalization = normalization
 
-    def view(self, frame: Frame, rng: np.random.Generator) -> View:
-        """Returns a frame at the size of the samples: resized, if a resolution is set."""
-        if self.settings.resolution:
-            return resize_view(frame_to_view(frame), *self.size)
-        self.check_size(frame)
+    def view(self, frame: Frame, index: int, rng: np.random.Generator) -> View:
+        """Returns a frame at the size of its samples: resized, if a resolution is set."""
+        if self.is_resized(index):
+            return resize_view(frame_to_view(frame), *self.size_of(index))
+        self.check_size(frame, index)
         return frame_to_view(frame)
 
     def tensors(self, frame: Frame | None, view: View) -> dict[str, torch.Tensor]:
@@ -138,14 +138,14 @@ def cache_latents(
     Raises:
         FloatingPointError: If latents are not finite.
     """
-    seed, config = dataset.settings.seed, pipe.vae.config
+    config = pipe.vae.config
     content = [
         dataset.indices,
         asdict(dataset.settings.augmentation),
         asdict(dataset.normalization),
-        dataset.size,
+        size_content(dataset),
         settings.variants,
-        seed,
+        dataset.settings.seed,
         config.scaling_factor,
         accelerator.mixed_precision,
     ]
@@ -154,7 +154,7 @@ def cache_latents(
     networks = [pipe.vae, pipe.image_encoder.trunk] if has_frozen_trunk(pipe) else [pipe.vae]
     key = cache_key(dataset.frames.fingerprint(), networks, content)
     folder, plain = settings.folder / f"latents-{key}-depth", settings.folder / f"latents-{key}"
-    if not with_depth and not is_complete(folder, len(dataset), settings.variants):
+    if not with_depth and not is_complete(folder, dataset, settings.variants):
         folder = plain
     names = ["image_latent", "depth_latent", "weight", "without_depth", "skipped", *(GEOMETRY if with_depth else [])]
     names += FEATURES if has_frozen_trunk(pipe) else []
@@ -165,4 +165,4 @@ def cache_latents(
 
     fill_cache(folder, dataset, settings, encode, accelerator)
     restore = partial(restore_latents, dataset.normalization)
-    return CachedSamples(folder, len(dataset), settings.variants, seed, dataset.draws, restore)
+    return CachedSamples(folder, dataset, settings.variants, restore)

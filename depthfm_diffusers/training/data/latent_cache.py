@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +51,15 @@ def chunk_name(variant: int, chunk: int) -> str:
     return f"variant-{variant:03d}-{chunk:05d}.safetensors"
 
 
-def is_complete(folder: Path, samples: int, variants: int) -> bool:
+def size_content(dataset: TrainingSamples) -> Any:
+    """Returns the sizes of the samples, for the name of a cache: one size, or one per source."""
+    sizes = list(dataset.sizes.values())
+    return sizes[0] if len(set(sizes)) == 1 else sizes
+
+
+def is_complete(folder: Path, dataset: TrainingSamples, variants: int) -> bool:
     """Returns whether all files of a cache exist."""
-    return all((folder / chunk_name(*one)).is_file() for one in _chunks(samples, variants))
+    return all((folder / chunk_name(*one)).is_file() for one in _files(_ranges(dataset), variants))
 
 
 def fill_cache(
@@ -75,16 +83,15 @@ def fill_cache(
     Raises:
         FloatingPointError: If latents are not finite.
     """
-    samples = len(dataset)
-    chunks = _chunks(samples, settings.variants)
+    ranges = _ranges(dataset)
+    chunks = _files(ranges, settings.variants)
     missing = [one for one in chunks if not (folder / chunk_name(*one)).is_file()]
     accelerator.wait_for_everyone()  # every process has looked before one writes
     logger.info(f"Latent cache {folder}: {len(chunks) - len(missing)} of {len(chunks)} files exist.")
     folder.mkdir(parents=True, exist_ok=True)
     own = missing[accelerator.process_index :: accelerator.num_processes]
     for variant, chunk in tqdm(own, desc="Encoding latents", disable=not own):
-        indices = range(chunk * CHUNK, min((chunk + 1) * CHUNK, samples))
-        items = [(variant, index) for index in indices]
+        items = [(variant, index) for index in ranges[chunk]]
         tensors = _encode_items(dataset, items, settings.batch_size, encode, accelerator)
         with atomic_write(folder / chunk_name(variant, chunk)) as path:
             save_file(tensors, path)
@@ -135,10 +142,12 @@ class CacheFiles:
 
     Args:
         folder: The cache, complete.
+        starts: First sample of each of its files, increasing.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, starts: Sequence[int]) -> None:
         self.folder = folder
+        self.starts = list(starts)
         self._opened: dict[Path, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -147,7 +156,8 @@ class CacheFiles:
 
     def read(self, variant: int, index: int) -> dict[str, torch.Tensor]:
         """Returns the tensors of one sample."""
-        chunk, row = divmod(index, CHUNK)
+        chunk = bisect_right(self.starts, index) - 1
+        row = index - self.starts[chunk]
         path = self.folder / chunk_name(variant, chunk)
         if path not in self._opened:
             self._opened[path] = safe_open(path, "pt")
@@ -160,27 +170,23 @@ class CachedSamples(Dataset):
 
     Args:
         folder: A complete cache, see `fill_cache`.
-        samples: Number of samples in each variant.
+        dataset: What was encoded. It says what is drawn besides.
         variants: Number of variants.
-        seed: Seed of the run.
-        draws: What is drawn besides.
         restore: From the tensors of a sample as they are kept to those that training takes.
     """
 
     def __init__(
         self,
         folder: Path,
-        samples: int,
+        dataset: TrainingSamples,
         variants: int,
-        seed: int,
-        draws: Draws,
         restore: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]],
     ) -> None:
-        self.files = CacheFiles(folder)
-        self.samples = samples
+        self.files = CacheFiles(folder, [indices.start for indices in _ranges(dataset)])
+        self.samples = len(dataset)
         self.variants = variants
-        self.seed = seed
-        self.draws = draws
+        self.seed = dataset.settings.seed
+        self.draws: Draws = dataset.draws
         self.restore = restore
 
     def __len__(self) -> int:
@@ -199,5 +205,16 @@ class CachedSamples(Dataset):
         return sample | self.draws.draw(rng, sample["image_latent"].shape[-2:])
 
 
-def _chunks(samples: int, variants: int) -> list[tuple[int, int]]:
-    return [(variant, chunk) for variant in range(variants) for chunk in range(-(-samples // CHUNK))]
+def _ranges(dataset: TrainingSamples) -> list[range]:
+    """Returns the samples of each file of a variant: at most `CHUNK`, neighbours of one size."""
+    sizes = [dataset.size_of(index) for index in range(len(dataset))]
+    ends = [index for index in range(1, len(sizes)) if sizes[index] != sizes[index - 1]]
+    ranges: list[range] = []
+    for start, stop in pairwise([0, *ends, len(sizes)]):
+        ranges += [range(first, min(first + CHUNK, stop)) for first in range(start, stop, CHUNK)]
+    return ranges
+
+
+def _files(ranges: Sequence[range], variants: int) -> list[tuple[int, int]]:
+    """Returns the files of a cache, as (variant, number of the range)."""
+    return [(variant, chunk) for variant in range(variants) for chunk in range(len(ranges))]

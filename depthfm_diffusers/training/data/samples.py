@@ -79,7 +79,8 @@ class SampleSettings:
 
     Attributes:
         augmentation: Random changes to each frame.
-        resolution: Height and width of the samples, pixels; `None`: frames keep their size.
+        resolution: Height and width of the samples, pixels; `None`: frames keep their size, which is the same for all
+            of a source. A source's own `resolution` replaces it.
         seed: Seed of the run.
         skip_bad_frames: Whether a frame that cannot be used becomes a sample that does not count, instead of an error.
     """
@@ -101,11 +102,10 @@ class TrainingSamples(Dataset):
         downsampling: Pixels per latent cell.
 
     Attributes:
-        size: Height and width of the samples, pixels.
-        latent_size: Height and width of their latents.
+        sizes: Height and width of the samples of each source, pixels; only of the sources that are used.
 
     Raises:
-        ValueError: If the size is no multiple of `downsampling`, or no frame can be read.
+        ValueError: If a size is no multiple of `downsampling`, or no frame of a source can be read.
     """
 
     def __init__(
@@ -115,13 +115,18 @@ class TrainingSamples(Dataset):
         self.indices = [int(i) for i in indices]
         self.settings = settings
         self.draws = draws
-        self.size: tuple[int, int] = settings.resolution or self._first_size()
-        if any(side % downsampling for side in self.size):
-            raise ValueError(
-                f"{'--resolution' if settings.resolution else '--train_data'}: height and width {self.size} must be "
-                f"multiples of {downsampling}, the autoencoder's factor; set --resolution HEIGHT WIDTH."
-            )
-        self.latent_size = (self.size[0] // downsampling, self.size[1] // downsampling)
+        self.downsampling = downsampling
+        self.sizes: dict[int, tuple[int, int]] = {}
+        for source in sorted({int(frames.source_of[index]) for index in self.indices}):
+            resolution = self._resolution(source)
+            size = resolution or self._first_size(source)
+            if any(side % downsampling for side in size):
+                raise ValueError(
+                    f"{'--resolution' if resolution else frames.sources[source].config.name}: height and width {size} "
+                    f"must be multiples of {downsampling}, the autoencoder's factor; set --resolution HEIGHT WIDTH "
+                    "(or resolution for that source)."
+                )
+            self.sizes[source] = size
 
     def __len__(self) -> int:
         """Returns the number of frames."""
@@ -134,18 +139,30 @@ class TrainingSamples(Dataset):
             item: Epoch and index.
 
         Raises:
-            ValueError: If the frame has another size than the first and no resolution is set.
+            ValueError: If the frame has another size than the first of its source and no resolution is set.
             FrameError: If the frame cannot be used and is not to be skipped.
         """
         epoch, index = item
         rng = sample_rng(self.settings.seed, epoch, index)
         frame = self._read(self.indices[index])
-        view = self._nothing() if frame is None else self.view(frame, rng)
+        height, width = self.size_of(index)
+        view = self._nothing(height, width) if frame is None else self.view(frame, index, rng)
         sample = self.tensors(frame, augment_view(view, self.settings.augmentation, rng))
-        return sample | {"skipped": torch.tensor(float(frame is None))} | self.draw(rng)
+        skipped = {"skipped": torch.tensor(float(frame is None))}
+        return sample | skipped | self.draw(rng, (height, width))
 
-    def view(self, frame: Any, rng: np.random.Generator) -> View:
-        """Returns a frame at the size of the samples."""
+    def size_of(self, index: int) -> tuple[int, int]:
+        """Returns height and width of a sample, pixels."""
+        return self.sizes[int(self.frames.source_of[self.indices[index]])]
+
+    def view(self, frame: Any, index: int, rng: np.random.Generator) -> View:
+        """Returns a frame at the size of its samples.
+
+        Args:
+            frame: The frame.
+            index: Of the sample.
+            rng: Source of the randomness.
+        """
         raise NotImplementedError
 
     def tensors(self, frame: Any, view: View) -> dict[str, torch.Tensor]:
@@ -157,17 +174,24 @@ class TrainingSamples(Dataset):
         """
         raise NotImplementedError
 
-    def draw(self, rng: np.random.Generator) -> dict[str, torch.Tensor]:
-        """Returns what is drawn besides."""
-        return self.draws.draw(rng, self.latent_size)
+    def draw(self, rng: np.random.Generator, size: tuple[int, int]) -> dict[str, torch.Tensor]:
+        """Returns what is drawn besides, for a sample of this height and width."""
+        return self.draws.draw(rng, [side // self.downsampling for side in size])
 
-    def check_size(self, frame: Any) -> None:
-        """Checks that a frame that is not resized has the size of the first one."""
-        if frame.image.shape[:2] != self.size:
+    def is_resized(self, index: int) -> bool:
+        """Returns whether a sample is brought to a resolution that was asked for."""
+        return self._resolution(int(self.frames.source_of[self.indices[index]])) is not None
+
+    def check_size(self, frame: Any, index: int) -> None:
+        """Checks that a frame that is not resized has the size of the first one of its source."""
+        if frame.image.shape[:2] != self.size_of(index):
             raise ValueError(
-                f"Frame {frame.key!r} is {frame.image.shape[:2]} (height, width), the first frame {self.size}: set "
-                "--resolution HEIGHT WIDTH."
+                f"Frame {frame.key!r} is {frame.image.shape[:2]} (height, width), the first frame of its source "
+                f"{self.size_of(index)}: set --resolution HEIGHT WIDTH, or resolution for that source."
             )
+
+    def _resolution(self, source: int) -> tuple[int, int] | None:
+        return self.frames.sources[source].config.resolution or self.settings.resolution
 
     def _read(self, index: int) -> Any | None:
         try:
@@ -178,14 +202,15 @@ class TrainingSamples(Dataset):
             logger.warning(f"Skipped: {error}", main_process_only=False)
             return None
 
-    def _first_size(self) -> tuple[int, int]:
+    def _first_size(self, source: int) -> tuple[int, int]:
         for index in self.indices:
-            frame = self._read(index)
-            if frame is not None:
-                height, width = frame.image.shape[:2]
-                return height, width
-        raise ValueError("--train_data: no frame can be read.")
+            if self.frames.source_of[index] == source:
+                frame = self._read(index)
+                if frame is not None:
+                    height, width = frame.image.shape[:2]
+                    return height, width
+        raise ValueError(f"--train_data: no frame of {self.frames.sources[source].config.name} can be read.")
 
-    def _nothing(self) -> View:
-        known = torch.zeros(1, *self.size)
-        return View(torch.zeros(3, *self.size), known, torch.full((3, 3), torch.nan), known.bool())
+    def _nothing(self, height: int, width: int) -> View:
+        known = torch.zeros(1, height, width)
+        return View(torch.zeros(3, height, width), known, torch.full((3, 3), torch.nan), known.bool())

@@ -48,7 +48,7 @@ class ControlValidation:
         control: Estimates depth, and makes control images.
         images: All images.
         indices: The held-out images to use.
-        size: Height and width of the training's images, pixels.
+        size: Height and width of the generated images, pixels.
     """
 
     def __init__(
