@@ -7,6 +7,7 @@ docs/train.md explains the flags.
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -31,6 +32,7 @@ from depthfm_diffusers.training.config import (
     parse_with_config,
     positive_int,
     sample_settings,
+    share,
     trainer_settings,
 )
 from depthfm_diffusers.training.data.draws import TIMESTEP_SAMPLINGS, FlowDraws, TimeDistribution
@@ -47,6 +49,7 @@ from depthfm_diffusers.training.networks.base_model import (
     is_depthfm,
     prepare_pipeline,
 )
+from depthfm_diffusers.training.networks.decoding_unet import DecodingUNet, prepare_decoder
 from depthfm_diffusers.training.networks.encoder_unet import (
     EncoderUNet,
     FeatureNoise,
@@ -55,10 +58,31 @@ from depthfm_diffusers.training.networks.encoder_unet import (
     set_feature_statistics,
     take_networks,
 )
-from depthfm_diffusers.training.objectives.flow_objective import data_loss, decoded_losses, predict_velocity
+from depthfm_diffusers.training.objectives.decoded_losses import DecodedLosses, DecodedWeights
+from depthfm_diffusers.training.objectives.flow_objective import data_loss, predict_velocity
 from depthfm_diffusers.training.run import check_can_validate, start_run
 from depthfm_diffusers.training.validation.depth_validation import DepthValidationSettings, validate_depth
 from depthfm_diffusers.training.validation.validation import Validation
+
+# What flags without a value of their own are in a stage.
+STAGE_DEFAULTS: dict[str, dict[str, float]] = {
+    "flow": {
+        "start_share": 0.0,
+        "gradient_loss_weight": 0.0,
+        "l1_loss_weight": 0.0,
+        "ssi_loss_weight": 0.0,
+        "relative_loss_weight": 0.0,
+        "matching_loss_weight": 0.0,
+    },
+    "one_step": {
+        "start_share": 0.75,
+        "gradient_loss_weight": 0.5,
+        "l1_loss_weight": 0.0,
+        "ssi_loss_weight": 1.0,
+        "relative_loss_weight": 0.0,
+        "matching_loss_weight": 1.0,
+    },
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -100,10 +124,32 @@ def build_parser() -> argparse.ArgumentParser:
     flow.add_argument("--timestep_sampling", choices=TIMESTEP_SAMPLINGS, default="uniform", help="Distribution of t.")
     flow.add_argument("--logit_mean", type=float, default=0.0, help="For logit_normal: mean of logit t.")
     flow.add_argument("--logit_std", type=float, default=1.0, help="For logit_normal: its standard deviation.")
-    flow.add_argument("--start_share", type=float, default=0.0, help="Share of samples at exactly t = 0.")
-    loss = parser.add_argument_group("losses on the decoded estimate")
-    loss.add_argument("--normals_loss_weight", type=non_negative, default=0.0, help="Surface normals; 0: none.")
-    loss.add_argument("--gradient_loss_weight", type=non_negative, default=0.0, help="Gradient matching; 0: none.")
+    flow.add_argument("--start_share", type=share, help="Share of samples at exactly t = 0; default: by the stage.")
+    stage = parser.add_argument_group("stage")
+    stage.add_argument(
+        "--stage",
+        choices=list(STAGE_DEFAULTS),
+        default="flow",
+        help="flow: the velocity is trained. one_step: a trained flow is tuned for a single step, on decoded depth.",
+    )
+    stage.add_argument(
+        "--train_decoder",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="In the one-step stage: train the autoencoder's decoder, too.",
+    )
+    stage.add_argument(
+        "--velocity_loss_weight", type=non_negative, default=1.0, help="Weight of the velocity's squared error."
+    )
+    loss = parser.add_argument_group(
+        "losses on the decoded estimate (default: 0, or as docs/train.md says for a stage)"
+    )
+    loss.add_argument("--normals_loss_weight", type=non_negative, default=0.0, help="Surface normals.")
+    loss.add_argument("--gradient_loss_weight", type=non_negative, help="Gradient matching.")
+    loss.add_argument("--l1_loss_weight", type=non_negative, help="L1 of the normalised log depth.")
+    loss.add_argument("--ssi_loss_weight", type=non_negative, help="The same after the best scale and shift.")
+    loss.add_argument("--relative_loss_weight", type=non_negative, help="Relative error of the aligned depth.")
+    loss.add_argument("--matching_loss_weight", type=non_negative, help="Matched values in small windows.")
     loss.add_argument(
         "--decoded_fraction",
         type=float,
@@ -112,6 +158,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     loss.add_argument(
         "--decoded_min_time", type=fraction, default=0.0, help="Only samples with t of at least this are decoded."
+    )
+    loss.add_argument(
+        "--decoded_checkpointing",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="Compute the decoder's activations again in the backward pass, one sample at a time.",
     )
     depth = parser.add_argument_group("depth and size")
     depth.add_argument(
@@ -145,6 +197,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parses the command line, and the YAML file it may name."""
     parser = build_parser()
     args = parse_with_config(parser, argv)
+    for name, value in STAGE_DEFAULTS[args.stage].items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
     from_scratch = args.vae is not None and args.unet_config is not None
     if (args.pretrained_model_name_or_path is None) != from_scratch:
         parser.error("give either --pretrained_model_name_or_path, or both --vae and --unet_config")
@@ -159,9 +214,37 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             "--lora_rank freezes the UNet, which must learn to read a new image encoder, and the encoder: leave out "
             "--image_encoder and --train_image_encoder"
         )
+    if args.stage == "one_step":
+        if args.pretrained_model_name_or_path is None:
+            parser.error("--stage one_step tunes a trained model: give --pretrained_model_name_or_path")
+        if args.decoded_min_time > 0:
+            parser.error("--stage one_step decodes samples at t = 0 alone: leave out --decoded_min_time")
+        if not args.start_share or not decoded_weights(args).positive():
+            parser.error("--stage one_step needs samples at t = 0 (--start_share) and a loss on the decoded estimate")
+    elif args.train_decoder:
+        parser.error(
+            "--train_decoder needs --stage one_step: the flow's targets are latents, which no decoder changes"
+        )
+    if args.velocity_loss_weight == 0 and not decoded_weights(args).positive():
+        parser.error("--velocity_loss_weight 0 leaves no loss: give the weight of a loss on the decoded estimate")
     if args.train_image_encoder and args.cache_latents > 0:
         parser.error("--train_image_encoder needs the images, which are not in the cache of --cache_latents")
     return args
+
+
+def decoded_weights(args: argparse.Namespace) -> DecodedWeights:
+    """Builds the weights of the losses on the decoded estimate from the flags."""
+    return DecodedWeights(
+        **{field.name: getattr(args, f"{field.name}_loss_weight") for field in fields(DecodedWeights)}
+    )
+
+
+def decoded_losses(args: argparse.Namespace) -> DecodedLosses | None:
+    """Builds the losses on the decoded estimate from the flags; `None`: there are none."""
+    weights, at_start = decoded_weights(args), args.stage == "one_step"
+    if not weights.positive():
+        return None
+    return DecodedLosses(weights, args.decoded_fraction, args.decoded_min_time, at_start, args.decoded_checkpointing)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -196,27 +279,31 @@ def main(argv: list[str] | None = None) -> None:
     frames = FlowFrames(data.frames, data.train, samples, normalization, draws, pipe.vae_scale_factor)
     if args.image_encoder is not None:
         set_feature_statistics(pipe.image_encoder, frames)
-    use_depth, cache = args.normals_loss_weight > 0 or args.gradient_loss_weight > 0, cache_settings(args)
-    dataset = frames if cache is None else cache_latents(pipe, frames, cache, use_depth, accelerator)
+    decoded, cache = decoded_losses(args), cache_settings(args)
+    dataset = frames if cache is None else cache_latents(pipe, frames, cache, decoded is not None, accelerator)
 
     def compute_loss(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if "image_latent" not in batch:
             batch = encode_batch(pipe, batch)
         counts = {f"{COUNT}frames_{name}": batch[name].sum() for name in ("without_depth", "skipped")}
-        state = predict_velocity(model, pipe.scheduler, pipe.prompt_embedding(), batch, sigma_min=args.sigma_min)
-        loss = data_loss(state, batch["weight"])
-        if not use_depth:
-            return counts | {"loss": loss}
-        terms = decoded_losses(
-            state,
-            pipe.decode_depth,
+        rows = None if decoded is None else decoded.choose(batch)
+        state = predict_velocity(
+            model,
+            pipe.scheduler,
+            pipe.prompt_embedding(),
             batch,
-            normals_weight=args.normals_loss_weight,
-            gradient_weight=args.gradient_loss_weight,
-            fraction=args.decoded_fraction,
-            min_time=args.decoded_min_time,
+            sigma_min=args.sigma_min,
+            decoded_rows=rows if args.train_decoder else None,
         )
-        return counts | {"loss": loss + terms.pop("weighted"), "data": loss} | terms
+        data = data_loss(state, batch["weight"])
+        loss = args.velocity_loss_weight * data
+        if decoded is None or rows is None:
+            return counts | {"loss": loss}
+        values = state.decoded
+        if values is None and len(rows):
+            values = decoded.decode(pipe.decode_depth, state.target_estimate[rows])
+        terms = decoded.compute(values, batch, rows)
+        return counts | {"loss": loss + terms.pop("weighted"), "data": data} | terms
 
     validation = DepthValidationSettings(max(samples.resolution or [0]), samples.skip_bad_frames, normalization)
     scored = data.choose(data.held_out, args.validation_frames)
@@ -230,7 +317,10 @@ def main(argv: list[str] | None = None) -> None:
         checkpoint_trained_only(accelerator)
     sampler = data.sampler(settings.train_batch_size, settings.seed, accelerator.num_processes)
     noise = FeatureNoise(args.feature_noise, args.feature_dropout)
-    network = EncoderUNet(pipe.unet, pipe.image_encoder, noise) if has_encoder else pipe.unet
+    network: torch.nn.Module = EncoderUNet(pipe.unet, pipe.image_encoder, noise) if has_encoder else pipe.unet
+    if decoded is not None and args.train_decoder:
+        prepare_decoder(pipe)
+        network = DecodingUNet(network, pipe.vae, pipe.scheduler.config.timestep_scale, decoded.decode)
     trainer = Trainer(
         settings, accelerator, network, dataset, sampler, compute_loss, validate if data.held_out else None
     )
@@ -239,7 +329,7 @@ def main(argv: list[str] | None = None) -> None:
     take_networks(pipe, trainer.final_model().eval().to(memory_format=torch.contiguous_format))
     if accelerator.is_main_process:
         base = args.pretrained_model_name_or_path or args.unet_config
-        whole = lora is None or not is_depthfm(base)
+        whole = lora is None or args.train_decoder or not is_depthfm(base)
         longest = max(side for size in frames.sizes.values() for side in size)
         save_result(pipe, settings.output_dir, longest, adapters=lora is not None, whole=whole)
         write_model_card(card_facts(args, base), trainer.scores, lora is not None, args.validation_frames)

@@ -121,7 +121,7 @@ class StepSettings:
         bf16: Autocast to bfloat16 over float32 weights; otherwise all is float32.
         gradient_checkpointing: Of the UNet.
         decoded_loss: Decode the estimate for a loss in pixels, one sample after the other, checkpointed, as
-            `objective.decoded_losses` does.
+            `DecodedLosses.decode` does.
         cached_latents: The autoencoder does not encode in the step.
         accumulated: Gradients of earlier batches are there already.
         tokens: Length of the constant cross-attention input.

@@ -21,6 +21,14 @@ def flow_flags(shard: Path, parts: Path, output: Path, *more: str) -> list[str]:
     ]
 
 
+def scalars(run: Path, name: str) -> list[float]:
+    """The values of a term that a run logged for tensorboard."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(next(run.glob("logs/**/events*")).parent)).Reload()
+    return [event.value for event in events.Scalars(name)]
+
+
 def reset_accelerate() -> None:
     """Lets the next run in this process start as in a new one."""
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 import train_depthfm
 from accelerate.data_loader import prepare_data_loader
 from helpers import forked_python
-from helpers.training_runs import flow_flags
+from helpers.training_runs import flow_flags, scalars
 from torch.utils.data import DataLoader
 
 from depthfm_diffusers.training.data.sampling import EpochBatchSampler, SourceIndices
-
-
-def scalars(run: Path, name: str) -> list[float]:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(next(run.glob("logs/**/events*")).parent)).Reload()
-    return [event.value for event in events.Scalars(name)]
 
 
 def test_two_processes_give_the_curve_of_one_with_twice_the_accumulation(

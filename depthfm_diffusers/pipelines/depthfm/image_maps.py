@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
 from PIL import Image
 
 from ...geometry import depth_to_normals, intrinsics_from_fov
@@ -93,3 +94,10 @@ def latent_size(image: ProcessedImage, scale_factor: int) -> tuple[int, int]:
 def _to_pil(depth: torch.Tensor) -> Image.Image:
     """Makes a 16-bit greyscale image of a depth map 1×1×H×W in [0, 1]."""
     return Image.fromarray((depth[0, 0] * 65535).round().cpu().numpy().astype(np.uint16))
+
+
+def decode_log_depth(vae: AutoencoderKL | AutoencoderTiny, latents: torch.Tensor) -> torch.Tensor:
+    """Decodes scaled latents (B×C×h×w) to raw log depth, B×1×H×W, float32; see `DepthFMPipeline.decode_depth`."""
+    latents = latents / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
+    decoded = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
+    return decoded.float().mean(dim=1, keepdim=True)

@@ -25,7 +25,7 @@ from ..optional_components import AbsentComponentsMixin
 from ..pipeline_output import DepthFMOutput
 from . import checks
 from .call_state import CallStateMixin
-from .image_maps import latent_size, make_output, output_size
+from .image_maps import decode_log_depth, latent_size, make_output, output_size
 
 
 class DepthFMPipeline(
@@ -225,9 +225,7 @@ class DepthFMPipeline(
         Returns:
             Log depth, B×1×H×W, float32, still padded.
         """
-        latents = latents / self.vae.config.scaling_factor + (self.vae.config.get("shift_factor") or 0.0)
-        decoded = self.vae.decode(latents.to(self.vae.dtype), return_dict=False)[0]
-        return decoded.float().mean(dim=1, keepdim=True)
+        return decode_log_depth(self.vae, latents)
 
     @torch.no_grad()
     def __call__(

@@ -14,6 +14,7 @@ from ...models.image_encoder import ImageEncoder
 from ...pipelines.depthfm.pipeline_depthfm import DepthFMPipeline
 from ..data.flow_data import FlowFrames
 from .base_model import add_input_channels, load_model
+from .decoding_unet import DecodingUNet
 
 # Training frames that the statistics of the features are taken from, at most.
 STATISTICS_FRAMES = 256
@@ -158,7 +159,10 @@ def set_feature_statistics(encoder: ImageEncoder, frames: FlowFrames) -> None:
 
 
 def take_networks(pipe: DepthFMPipeline, network: torch.nn.Module) -> None:
-    """Puts a trained network into a pipeline: a UNet, or an `EncoderUNet` with its image encoder."""
+    """Puts a trained network into a pipeline: a UNet, alone or in an `EncoderUNet`, either in a `DecodingUNet`."""
+    if isinstance(network, DecodingUNet):
+        pipe.vae = network.vae
+        network = network.unet
     if isinstance(network, EncoderUNet):
         pipe.image_encoder = network.image_encoder
         network = network.unet
