@@ -41,7 +41,7 @@ def test_local_links_of_the_pages_exist(page):
 
 def test_flags_named_on_the_training_page_exist():
     page = (ROOT / "docs" / "train.md").read_text(encoding="utf-8")
-    flags = set(re.findall(r"(?<![\w-])--([a-z0-9_]+)", page))
+    flags = set(re.findall(r"(?<![\w-])--((?:no-)?[a-z0-9_]+)", page))
     known = {option[2:] for action in train_depthfm.build_parser()._actions for option in action.option_strings}
     other_programs = {"logdir", "model", "output", "repeats", "steps"}  # tensorboard, `depthfm predict`, a benchmark
     assert len(flags) > 30
