@@ -4,7 +4,8 @@
 
 Two data sets: the frames of the scenes kept out of training, at their own resolution; and scikit-image's motorcycle
 pair (Middlebury 2014), a real photograph with measured disparity. Means over images; aligned per image by least
-squares over valid pixels, in depth and in log depth; aligned depth clipped from below at 1e-3 m.
+squares over valid pixels, in depth and in log depth; aligned depth clipped from below at 1e-3 m. Boundary F1 is Depth
+Pro's, of the map aligned in log depth; frames whose truth has no edge are left out of its mean.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "training"))
 
 from depthfm_diffusers import DepthFMPipeline, default_model_path
 from depthfm_diffusers.depth_normalization import normalize_log_depth
-from depthfm_diffusers.evaluation.metrics.alignment import MIN_VALID_PIXELS
+from depthfm_diffusers.evaluation.metrics.alignment import MIN_VALID_PIXELS, align
+from depthfm_diffusers.evaluation.metrics.boundary import boundary_f1
 from depthfm_diffusers.frames import split_by_scene
 from depthfm_diffusers.inference.prediction import PredictionSettings, predict_image
 from depthfm_diffusers.training.data.sources import MixedFrames
@@ -37,6 +39,7 @@ from depthfm_diffusers.training.validation.depth_validation import score_log_dep
 # Middlebury's calibration of the pair at scikit-image's resolution: focal length (pixels), baseline (m), offset of the
 # two principal points (pixels).
 FOCAL, BASELINE, OFFSET = 994.978, 0.193001, 31.086
+COLUMNS = ("abs_rel_depth", "delta1_depth", "abs_rel_log", "delta1_log", "boundary_f1")
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,13 @@ def candidates(
             yield f"model, {n} step(s), ensemble of {size}", predict_image(pipe, example.image, settings).log_depth
 
 
+def score(log_depth: np.ndarray, depth: np.ndarray) -> dict[str, float]:
+    """All scores of one map, see `COLUMNS`."""
+    valid = depth > 0
+    edges = boundary_f1(align(log_depth, depth, valid, "log").depth, depth, valid)
+    return score_log_depth(log_depth, depth) | {"boundary_f1": float(edges)}
+
+
 def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -130,18 +140,18 @@ def main() -> None:
             for method, log_depth in candidates(
                 pipe, Example(image, depth, resolution), prior, args.steps, args.ensemble
             ):
-                results.setdefault(name, {}).setdefault(method, []).append(score_log_depth(log_depth, depth))
+                results.setdefault(name, {}).setdefault(method, []).append(score(log_depth, depth))
 
-    columns = ("abs_rel_depth", "delta1_depth", "abs_rel_log", "delta1_log")
     summary = {
-        name: {m: {c: float(np.mean([r[c] for r in rows])) for c in columns} for m, rows in methods.items()}
+        name: {m: {c: float(np.nanmean([r[c] for r in rows])) for c in COLUMNS} for m, rows in methods.items()}
         for name, methods in results.items()
     }
     for name, methods in summary.items():
         print(f"\n{name} ({len(results[name]['constant'])} images)\n")
-        print("| | AbsRel, aligned in depth | δ1 | AbsRel, aligned in log depth | δ1 |\n|---|---|---|---|---|")
+        print("| | AbsRel, aligned in depth | δ1 | AbsRel, aligned in log depth | δ1 | boundary F1 |")
+        print("|---" * 6 + "|")
         for method, values in methods.items():
-            print(f"| {method} | " + " | ".join(f"{values[c]:.3f}" for c in columns) + " |")
+            print(f"| {method} | " + " | ".join(f"{values[c]:.3f}" for c in COLUMNS) + " |")
     if args.output is not None:
         packages = {p: version(p) for p in ("depthfm_diffusers", "torch", "diffusers", "scikit-image")}
         record = {
