@@ -32,6 +32,9 @@ ROWS = {
     "normals loss": ("--normals_loss_weight", "0.1"),
     "normals loss on a quarter of the batch": ("--normals_loss_weight", "0.1", "--decoded_fraction", "0.25"),
     "LoRA of rank 8": ("--lora_rank", "8"),
+    "one-step stage on a quarter of the batch": ("--stage", "one_step", "--decoded_fraction", "0.25"),
+    "the same, with the decoder": ("--stage", "one_step", "--decoded_fraction", "0.25", "--train_decoder"),
+    "image encoder's trunk trained": ("--train_image_encoder",),
 }
 
 
