@@ -6,3 +6,4 @@ ALIGNMENT_METHODS = ("least_squares",)
 CONDITIONS = ("depth", "none", "shuffled")
 EVALUATION_FORMAT = "depthfm evaluate, 1"
 ADHERENCE_FORMAT = "depthfm adherence, 1"
+COMPARISON_FORMAT = "depthfm compare, 1"

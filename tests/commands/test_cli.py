@@ -23,7 +23,7 @@ from depthfm_diffusers.inference.input_files import collect_inputs
 from depthfm_diffusers.inference.prediction import Prediction
 from depthfm_diffusers.inference.prediction_files import SUFFIXES, PredictionFolder
 
-COMMANDS = ["predict", "convert", "evaluate", "synthesize", "adherence", "bench"]
+COMMANDS = ["predict", "convert", "evaluate", "compare", "synthesize", "adherence", "bench"]
 
 
 @pytest.fixture(scope="module")
@@ -465,9 +465,7 @@ def test_commands_and_version(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     commands = capsys.readouterr().out
-    assert all(
-        command in commands for command in ("predict", "convert", "evaluate", "synthesize", "adherence", "bench")
-    )
+    assert all(command in commands for command in COMMANDS)
     with pytest.raises(SystemExit):
         cli.main(["--version"])
     assert capsys.readouterr().out == f"depthfm {__version__}\n"
