@@ -18,7 +18,7 @@ from .upper_bounds import true_log_depths, upper_bound_spaces
 from ..data.configs import BenchmarkConfig
 from ..data.open_benchmark import Sample
 from ..metrics.metrics import all_metrics
-from ..metrics.uncertainty import (rank_correlation, sparsification_error,)
+from ..metrics.uncertainty import rank_correlation, sparsification_error
 
 
 @dataclass(frozen=True)

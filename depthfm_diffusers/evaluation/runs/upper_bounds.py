@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from ...depth_normalization import (DepthNormalization, normalize_log_depth,)
-from ...image_processing import (process_image, resize, unpad,)
+from ...depth_normalization import DepthNormalization, normalize_log_depth
+from ...image_processing import process_image, resize, unpad
 from ...pipelines.depthfm.pipeline_depthfm import DepthFMPipeline
 
 UPPER_BOUNDS = ("normalized", "autoencoded", "output")

@@ -18,7 +18,7 @@ import torch
 from helpers import forked_python
 from helpers.components import build_components
 from PIL import Image
-from helpers.shards import (png, sloping_frame, write_pairs, write_shard,)
+from helpers.shards import png, sloping_frame, write_pairs, write_shard
 
 from depthfm_diffusers import DepthFMPipeline, cli
 from depthfm_diffusers.commands import terminal
@@ -27,7 +27,7 @@ from depthfm_diffusers.evaluation.runs import benchmark, scoring
 from depthfm_diffusers.evaluation.runs.report import format_report
 from depthfm_diffusers.inference.prediction import Prediction
 from depthfm_diffusers.evaluation.metrics.alignment import align
-from depthfm_diffusers.evaluation.data.configs import (benchmark_names, load_benchmark,)
+from depthfm_diffusers.evaluation.data.configs import benchmark_names, load_benchmark
 from depthfm_diffusers.evaluation.data.open_benchmark import open_benchmark
 from depthfm_diffusers.evaluation.metrics.metrics import all_metrics
 from depthfm_diffusers.evaluation.runs.resumable_run import partial_folder

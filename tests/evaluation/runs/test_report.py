@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from depthfm_diffusers.evaluation.runs.contact_sheet import (contact_sheet, pick_images,)
+from depthfm_diffusers.evaluation.runs.contact_sheet import contact_sheet, pick_images
 from depthfm_diffusers.evaluation.runs.means import bootstrap_interval
 from depthfm_diffusers.evaluation.runs.report import build_report, format_report
-from depthfm_diffusers.evaluation.runs.scoring import (EvaluationSettings, Protocol,)
+from depthfm_diffusers.evaluation.runs.scoring import EvaluationSettings, Protocol
 
 DESCRIBED = {
     "settings": {

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from depthfm_diffusers.depth_normalization import normalize_log_depth
-from depthfm_diffusers.evaluation.runs.upper_bounds import (UPPER_BOUNDS, upper_bound_spaces, fill_holes, true_log_depths,)
+from depthfm_diffusers.evaluation.runs.upper_bounds import UPPER_BOUNDS, upper_bound_spaces, fill_holes, true_log_depths
 from depthfm_diffusers.inference.prediction import PredictionSettings
 from depthfm_diffusers.evaluation.data.configs import load_benchmark
 from depthfm_diffusers.evaluation.data.open_benchmark import Sample
-from depthfm_diffusers.evaluation.runs.scoring import (EvaluationSettings, Protocol, score_upper_bounds,)
+from depthfm_diffusers.evaluation.runs.scoring import EvaluationSettings, Protocol, score_upper_bounds
 
 
 def protocol_for(pipe, processing_resolution: int | None = None, **settings) -> Protocol:
