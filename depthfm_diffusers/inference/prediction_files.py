@@ -50,7 +50,7 @@ class PredictionFolder(ResultFolder):
         self.colormap = colormap
 
     def add_prediction(self, source: Path, prediction: Prediction) -> None:
-        """Writes the files of one prediction, all or none, then `metadata.json`.
+        """Writes the files of one prediction, all or none, and records them.
 
         Args:
             source: The image file.

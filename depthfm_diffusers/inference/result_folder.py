@@ -1,19 +1,19 @@
-"""A folder that commands write results into, with a record of how each was made.
+"""A folder that commands write results into, with a record of how each was made; see `result_record`.
 
-Every run adds to `metadata.json`: `runs` has the settings of each run, `images` the results, each with the number of
-its run. A result is replaced only by a later result for the same input; nothing else in the folder is overwritten.
+A result is replaced only by a later result for the same input; nothing else in the folder is overwritten. One command
+at a time writes into a folder.
 """
 
 from __future__ import annotations
 
 import errno
 import itertools
-import json
 import os
 import platform
+import shutil
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,19 +26,20 @@ import transformers
 from diffusers import DiffusionPipeline, SchedulerMixin
 
 from ..utils.errors import describe_error
-from ..utils.files import atomic_write, save_json
+from ..utils.locks import lock_output
 from ..utils.version import __version__
 from .input_files import InputFailure
+from .result_record import ResultRecord
 
 T = TypeVar("T")
 
-METADATA_NAME = "metadata.json"
+LOCK_NAME = ".depthfm.lock"
 # Errors of one input, after which the next one is tried.
 INPUT_ERRORS = (OSError, ValueError, TypeError, RuntimeError, ArithmeticError, MemoryError)
 
 
 class ResultFolder:
-    """A folder of results and its `metadata.json`.
+    """A folder of results and its `metadata.json`, which is complete once the object is closed.
 
     Args:
         path: The folder; made if it does not exist.
@@ -47,33 +48,44 @@ class ResultFolder:
         values: For `metadata.json`: what the values in each kind of file mean, by the end of the file's name.
 
     Raises:
-        OSError: If it cannot be made or written to.
-        ValueError: If it holds a `metadata.json` that `command` did not write.
+        OSError: If it cannot be made or written to, or another command is writing into it.
+        ValueError: If it holds a `metadata.json` that `command` did not write, or that is damaged.
     """
 
     def __init__(
         self, path: str | os.PathLike[str], command: str, metadata_format: str, values: Mapping[str, str]
     ) -> None:
         self.path = Path(os.path.abspath(path))
-        self._command, self._format, self._values = command, metadata_format, dict(values)
         self._is_new = not self.path.exists()
         if not self._is_new and not self.path.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "the output folder is a file", str(path))
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            with atomic_write(self.path / ".depthfm-probe"):
-                pass
-            (self.path / ".depthfm-probe").unlink()
-        except OSError as error:
-            raise type(error)(error.errno, f"cannot write to the output folder: {error.strerror}", str(path)) from None
-        self._runs, self._images = self._read()
-        self._run = len(self._runs) - 1
+        with ExitStack() as stack:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(lock_output(self.path / LOCK_NAME, self.path))
+            except BlockingIOError:
+                raise
+            except OSError as error:
+                message = f"cannot write to the output folder: {error.strerror}"
+                raise type(error)(error.errno, message, str(path)) from None
+            self._record = ResultRecord(self.path, command, metadata_format, values, self.check_entry)
+            self._stack = stack.pop_all()
         self._present = {_key(entry) for entry in os.listdir(self.path)}
         self._inputs: set[str] = set()
 
+    def check_entry(self, entry: Mapping[str, Any]) -> None:
+        """Checks what a command reads from an entry of the record beside `name`, `input`, `files` and `run`.
+
+        Args:
+            entry: The entry, from a file that may come from anywhere.
+
+        Raises:
+            ValueError: If something is missing or of another type.
+        """
+
     def results(self) -> list[Path]:
         """Returns the files that earlier runs have written, as absolute paths."""
-        return [self.path / file for entry in self._images for file in entry["files"]]
+        return [self.path / file for entry in self._record.images.values() for file in entry["files"]]
 
     def begin_run(self, run: dict[str, Any], inputs: Iterable[Path], resume: bool = False) -> int:
         """Starts a run, which the results added from now on belong to.
@@ -86,13 +98,8 @@ class ResultFolder:
         Returns:
             The number of the run.
         """
-        described = json.loads(json.dumps({**run, "started": None}))  # as it is after reading
-        alike = [i for i, other in enumerate(self._runs) if resume and {**other, "started": None} == described]
-        if not alike:
-            self._runs.append(run)
-        self._run = alike[-1] if alike else len(self._runs) - 1
         self._inputs = {_key(path.name) for path in inputs if path.parent == self.path}
-        return self._run
+        return self._record.begin_run(run, resume)
 
     def last_entry(self, source: Path, run: int | None = None) -> dict[str, Any] | None:
         """Finds the latest result for an input.
@@ -104,8 +111,7 @@ class ResultFolder:
         Returns:
             Its entry in `metadata.json`, or `None`.
         """
-        fitting = (e for e in reversed(self._images) if e["input"] == str(source) and run in (None, e["run"]))
-        return next(fitting, None)
+        return next((entry for entry in self._record.entries_of(source) if run in (None, entry["run"])), None)
 
     def choose_name(self, source: Path, endings: Sequence[str], earlier: Mapping[str, Any] | None) -> str:
         """Chooses the NAME in the file names of a result: that of the earlier result, otherwise one that is free.
@@ -134,47 +140,34 @@ class ResultFolder:
         return next(name for name in candidates if is_free(name))
 
     def add(self, entry: dict[str, Any], write: Mapping[str, Callable[[Path], object]]) -> None:
-        """Writes files of one result, all or none, then `metadata.json`.
+        """Writes files of one result, all or none, and records it.
 
         Args:
             entry: Describes the result: `name` from `choose_name`, `input`, `files` and more. It replaces the entry of
                 the same name. The number of the run is added.
             write: For each file to write, a function that writes it to a path; all names are in `files`.
         """
-        with ExitStack() as stack:
-            for path, save in [(stack.enter_context(atomic_write(self.path / f)), save) for f, save in write.items()]:
-                save(path)
+        parts = self._record.new_parts()
+        try:
+            for file, save in write.items():
+                save(parts / file)
+        except BaseException:
+            shutil.rmtree(parts, ignore_errors=True)
+            raise
+        self._record.add(entry, parts)
         self._present |= {_key(file) for file in write}
-        entry = {"name": entry["name"], "run": self._run} | entry | {"run": self._run}
-        self._images = [other for other in self._images if other["name"] != entry["name"]] + [entry]
-        self._write()
 
     def close(self) -> None:
-        """Removes the folder if this object has made it and it is still empty."""
-        if self._is_new and not any(self.path.iterdir()):
-            self.path.rmdir()
+        """Writes `metadata.json`; removes the folder if this object has made it and it is still empty.
 
-    def _read(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        path = self.path / METADATA_NAME
-        if not path.exists():
-            return [], []
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if content["format"] == self._format:
-                return content["runs"], content["images"]
-        except (ValueError, TypeError, KeyError, OSError):
-            pass
-        raise ValueError(
-            f"{path} was not written by `depthfm {self._command}`, or is damaged: choose another output folder."
-        )
-
-    def _write(self) -> None:
-        # Runs whose results have all been replaced are dropped, and the others renumbered.
-        used = sorted({entry["run"] for entry in self._images})
-        runs = [self._runs[run] for run in used]
-        images = [{**entry, "run": used.index(entry["run"])} for entry in self._images]
-        content = {"format": self._format, "values": self._values, "runs": runs, "images": images}
-        save_json(self.path / METADATA_NAME, content)
+        Raises:
+            OSError: If `metadata.json` cannot be written. Nothing is lost: the next run on the folder writes it.
+        """
+        with self._stack:
+            self._record.fold()
+        if self._is_new:
+            with suppress(OSError):
+                self.path.rmdir()
 
 
 def process_each(inputs: Iterable[Path], process: Callable[[Path], Iterator[T]]) -> Iterator[T | InputFailure]:

@@ -18,6 +18,7 @@ from ..pipelines.depthfm_controlnet.controlnet_noise import depth_seed
 from ..utils.files import file_sha256, save_array
 from .input_files import InputFailure
 from .result_folder import ResultFolder, describe_environment, describe_scheduler, now, process_each
+from .result_record import check_file_name
 from .synthesis_inputs import SynthesisSources
 from .synthesis_settings import SynthesisPipeline, SynthesisSettings
 
@@ -64,6 +65,16 @@ class SynthesisFolder(ResultFolder):
         super().__init__(path, "synthesize", METADATA_FORMAT, VALUES)
         self._run_number = -1
 
+    def check_entry(self, entry: Mapping[str, Any]) -> None:
+        """Checks the images and the hash of the input that an entry of the record has."""
+        images = entry.get("images")
+        usable = isinstance(entry.get("input_sha256"), str) and isinstance(images, list)
+        for one in images or () if usable else ():
+            usable = usable and isinstance(one, dict) and type(one.get("seed")) is int and "nsfw" in one
+            check_file_name(one.get("file") if usable else None)
+        if not usable:
+            raise ValueError(f"{entry['name']!r} lacks `input_sha256` or `images` with `file`, `seed` and `nsfw`")
+
     def begin_synthesis(self, run: dict[str, Any], sources: SynthesisSources) -> None:
         """Starts a run, or resumes an earlier one that differs in seeds only.
 
@@ -93,7 +104,7 @@ class SynthesisFolder(ResultFolder):
         return {"name": name, "input": str(source), "input_sha256": digest, "images": images}
 
     def add_image(self, entry: Mapping[str, Any], seed: int, output: Any) -> dict[str, Any]:
-        """Writes an image, with the first one also control image and log depth; then `metadata.json`.
+        """Writes an image, with the first one also control image and log depth, and records it.
 
         Args:
             entry: The result, as this or `begin_result` returned it.

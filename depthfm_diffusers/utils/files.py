@@ -39,6 +39,22 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
 
 
+def open_without_link(path: str | os.PathLike[str], flags: int) -> int:
+    """Opens a file of a folder that may come from anywhere: a link there would lead to a file outside it.
+
+    Args:
+        path: The file.
+        flags: As of `os.open`.
+
+    Returns:
+        The file descriptor.
+
+    Raises:
+        OSError: If the file cannot be opened, or is a link.
+    """
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0), 0o666)
+
+
 def save_array(path: str | os.PathLike[str], array: np.ndarray) -> None:
     """Writes an array as `.npy`, without pickling.
 

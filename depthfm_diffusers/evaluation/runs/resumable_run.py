@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,7 +24,9 @@ from numpy.typing import NDArray
 
 from ...export.images import save_image
 from ...inference.result_folder import now
-from ...utils.files import atomic_write, save_json
+from ...utils.errors import describe_error
+from ...utils.files import atomic_write, open_without_link, save_json
+from ...utils.locks import lock_output
 
 RUN_NAME = "run.json"
 NAMED_IN_MESSAGES = 5
@@ -70,62 +72,73 @@ def run_over_images(
         differs between two runs.
 
     Raises:
-        OSError: If a file cannot be read or written.
+        OSError: If a file cannot be read or written, or another process computes the same report.
         ValueError: If the results in the folder are of another run or damaged.
         RuntimeError: If a process left images out.
     """
-    folder = partial_folder(output)
     rank, count = (0, 1) if processes is None else (processes.process_index, processes.num_processes)
+    with ExitStack() as stack:
+        if rank == 0:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(lock_output(output.with_name(f".{output.name}.lock"), output))
+        folder = partial_folder(output)
 
-    def wait_for_everyone() -> None:
-        if processes is not None:
-            processes.wait_for_everyone()
+        def wait_for_everyone() -> None:
+            if processes is not None:
+                processes.wait_for_everyone()
 
-    if rank == 0:
-        begin_run(folder, identity, now())
-    wait_for_everyone()
-    started = check_run(folder, identity)
-    done = read_results(folder)
-    # No process writes before every process has read: all see the same images done, and agree on who does the rest.
-    wait_for_everyone()
-    pending = [index for index in order or range(len(keys)) if keys[index] not in done][rank::count]
-    found = sum(key in done for key in keys)
-    if on_progress is not None:
-        on_progress(found, found + len(pending))
-    with ResultWriter(folder, rank) as writer, limit_threads(threads):
-        for position, index in enumerate(pending, start=1):
-            begin = time.perf_counter()
-            entry = score(index)
-            writer.add({**entry, "seconds": round(time.perf_counter() - begin, 3)})
-            if on_progress is not None:
-                on_progress(found + position, found + len(pending))
+        if rank == 0:
+            begin_run(folder, identity, now())
+        wait_for_everyone()
+        started = check_run(folder, identity)
+        done = read_results(folder)
+        # No process writes before every process has read: all see the same images done, and agree on who does the rest.
+        wait_for_everyone()
+        pending = [index for index in order or range(len(keys)) if keys[index] not in done][rank::count]
+        found = sum(key in done for key in keys)
+        if on_progress is not None:
+            on_progress(found, found + len(pending))
+        with ResultWriter(folder, rank) as writer, limit_threads(threads):
+            for position, index in enumerate(pending, start=1):
+                begin = time.perf_counter()
+                entry = score(index)
+                writer.add({**entry, "seconds": round(time.perf_counter() - begin, 3)})
+                if on_progress is not None:
+                    on_progress(found + position, found + len(pending))
 
-    wait_for_everyone()
-    entries = read_results(folder)
-    missing = [key for key in keys if key not in entries]
-    if missing:
-        raise RuntimeError(
-            f"{len(missing)} of {len(keys)} images were not computed, the first is {missing[0]!r}: do all processes "
-            f"write to the same folder {folder}?"
-        )
-    seconds = round(sum(entries[key]["seconds"] for key in keys), 3)
-    per_image = [{name: value for name, value in entries[key].items() if name != "seconds"} for key in keys]
-    report = {
-        **summarize(per_image),
-        "per_image": per_image,
-        "time": {"started": started, "finished": now(), "seconds": seconds},
-    }
-    # No process removes what another is still reading.
-    wait_for_everyone()
-    if rank == 0:
-        if picture_path is not None and draw is not None:
-            with limit_threads(threads):
-                picture = draw(per_image)
-            with atomic_write(picture_path) as temporary:
-                save_image(temporary, picture)
-        save_json(output, report)
-        shutil.rmtree(folder)
-    return report
+        wait_for_everyone()
+        entries = read_results(folder)
+        missing = [key for key in keys if key not in entries]
+        if missing:
+            raise RuntimeError(
+                f"{len(missing)} of {len(keys)} images were not computed, the first is {missing[0]!r}: do all processes "
+                f"write to the same folder {folder}?"
+            )
+        try:
+            seconds = round(sum(entries[key]["seconds"] for key in keys), 3)
+            per_image = [{name: value for name, value in entries[key].items() if name != "seconds"} for key in keys]
+            report = {
+                **summarize(per_image),
+                "per_image": per_image,
+                "time": {"started": started, "finished": now(), "seconds": seconds},
+            }
+        except (KeyError, TypeError, AttributeError) as error:
+            if not found:
+                raise
+            raise ValueError(
+                f"{folder} has results that lack something ({describe_error(error)}): delete that folder to start anew."
+            ) from error
+        # No process removes what another is still reading.
+        wait_for_everyone()
+        if rank == 0:
+            if picture_path is not None and draw is not None:
+                with limit_threads(threads):
+                    picture = draw(per_image)
+                with atomic_write(picture_path) as temporary:
+                    save_image(temporary, picture)
+            save_json(output, report)
+            shutil.rmtree(folder)
+        return report
 
 
 @contextmanager
@@ -184,7 +197,7 @@ def check_run(folder: Path, identity: Mapping[str, Any]) -> str:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         started, before = content["started"], _flatten(content["identity"])
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: delete the folder {folder} to start anew.") from error
     current = _flatten(json.loads(json.dumps(identity)))
     absent = "nothing"
@@ -222,7 +235,7 @@ def read_results(folder: Path) -> dict[str, dict[str, Any]]:
             try:
                 entry = json.loads(line)
                 entries[entry["key"]] = entry
-            except (ValueError, TypeError, KeyError) as error:
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
                 raise ValueError(
                     f"{path}, line {number} is damaged: delete the line to compute that image again, or the folder "
                     f"{folder} to start anew."
@@ -239,7 +252,7 @@ class ResultWriter:
     """
 
     def __init__(self, folder: Path, process: int) -> None:
-        self._file = (folder / f"images-{process}.jsonl").open("a+b")
+        self._file = open(folder / f"images-{process}.jsonl", "a+b", opener=open_without_link)
         self._file.seek(0)
         # The next line must not be appended to an incomplete one.
         self._file.truncate(_whole_lines(self._file.read()))

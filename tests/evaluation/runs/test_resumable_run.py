@@ -145,3 +145,44 @@ def test_seconds_of_all_images_are_added(folder):
 def test_an_image_that_no_process_has_computed_is_named(tmp_path):
     with pytest.raises(RuntimeError, match="1 of 2 images were not computed, the first is 'b'"):
         run_over_images("ab", lambda index: {"key": "a"}, lambda entries: {}, tmp_path / "r.json", IDENTITY)
+
+
+@pytest.mark.parametrize("line", [{"key": "a"}, {"key": "a", "seconds": "1"}, {"key": "a", "seconds": None}])
+def test_results_that_lack_something_are_refused(tmp_path, line):
+    folder = partial_folder(tmp_path / "report.json")
+    begin_run(folder, IDENTITY, "today")
+    (folder / "images-0.jsonl").write_text(json.dumps(line) + "\n")
+    with pytest.raises(ValueError, match=r"report\.partial has results that lack something"):
+        run_over_images(["a"], lambda i: {}, lambda entries: {}, tmp_path / "report.json", IDENTITY)
+
+
+def test_deep_nesting_is_damage(folder):
+    (folder / "images-0.jsonl").write_text("[" * 100_000 + "\n")
+    with pytest.raises(ValueError, match=r"images-0\.jsonl, line 1 is damaged"):
+        read_results(folder)
+    (folder / "run.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"run\.json is damaged"):
+        check_run(folder, IDENTITY)
+
+
+def test_results_are_not_written_through_a_link(folder, tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    (folder / "images-0.jsonl").symlink_to(tmp_path / "mine")
+    with pytest.raises(OSError, match="images-0"):
+        ResultWriter(folder, 0)
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_second_run_for_one_report_is_refused(tmp_path):
+    """Also where the first has written its folder and nothing else; afterwards the report can be computed again."""
+    output = tmp_path / "new" / "report.json"
+
+    def score(index: int) -> dict:
+        with pytest.raises(BlockingIOError, match="another command is writing") as caught:
+            run_over_images(["a"], score, lambda entries: {}, output, IDENTITY)
+        assert caught.value.filename == str(output)
+        return {"key": "a"}
+
+    for _ in range(2):
+        assert run_over_images(["a"], score, lambda entries: {}, output, IDENTITY)["per_image"] == [{"key": "a"}]
+        assert [path.name for path in output.parent.iterdir()] == ["report.json"]
