@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import glob
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..utils.folders import expand_pattern, files_below
 from .pairs import is_pair_folder
+from .rows import read_column_names
 from .source_config import ImageSourceConfig
 
 SUFFIXES = {"webdataset": ".tar", "parquet": ".parquet"}
@@ -43,7 +42,7 @@ def find_source(config: ImageSourceConfig) -> tuple[str, list[Path]]:
 
 def format_of_file(path: str) -> str | None:
     """Returns the format that the name of a file tells; `None` for a folder and for other names."""
-    names = [kind for kind, suffix in SUFFIXES.items() if Path(path).suffix == suffix]
+    names = [kind for kind, suffix in SUFFIXES.items() if Path(path).suffix.lower() == suffix]
     return names[0] if names and not Path(path).is_dir() else None
 
 
@@ -52,13 +51,9 @@ def files_in(folder: Path, kind: str) -> list[Path]:
 
     Parquet files may be in subfolders; shards too, if there is none in the folder itself.
     """
-    pattern = f"*{SUFFIXES[kind]}"
-    searches = (folder.glob(pattern), folder.rglob(pattern)) if kind == "webdataset" else (folder.rglob(pattern),)
-    for search in searches:
-        files = sorted(file for file in search if file.is_file() and file.name not in METADATA_NAMES)
-        if files:
-            return files
-    return []
+    found = [file for file in files_below(folder) if file.suffix.lower() == SUFFIXES[kind] and not _is_metadata(file)]
+    direct = [file for file in found if file.parent == folder]
+    return direct if direct and kind == "webdataset" else found
 
 
 def metadata_in(folder: Path) -> list[Path]:
@@ -76,10 +71,10 @@ def _expand(path: str) -> list[Path]:
     """Returns what is at a path, or fits a pattern."""
     if Path(path).exists():
         return [Path(path)]
-    found = sorted(glob.glob(path, recursive=True))
+    found = expand_pattern(path)
     if not found:
         raise FileNotFoundError(f"Data source {path}: there is no such file or folder.")
-    return [Path(name) for name in found]
+    return found
 
 
 def _detect(config: ImageSourceConfig, paths: Sequence[Path]) -> str:
@@ -117,25 +112,26 @@ def _formats_at(path: Path) -> set[str]:
 
 
 def _metadata_files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("metadata.*") if file.name in METADATA_NAMES)
+    return [file for file in files_below(folder) if _is_metadata(file)]
+
+
+def _is_metadata(file: Path) -> bool:
+    return file.name.lower() in METADATA_NAMES
 
 
 def _names_depth(metadata: Path) -> bool:
-    if metadata.suffix == ".parquet":
+    if metadata.suffix.lower() == ".parquet":
         return True
-    with metadata.open(encoding="utf-8-sig") as file:
-        first = file.readline()
     try:
-        columns = json.loads(first) if metadata.suffix == ".jsonl" else next(csv.reader([first]), [])
-    except ValueError:
+        return any(name.endswith("_file_name") for name in read_column_names(metadata))
+    except (ValueError, RecursionError):
         return False  # reported when the whole file is read
-    return any(str(name).endswith("_file_name") for name in columns)
 
 
 def _files_of_format(path: Path, kind: str) -> list[Path]:
     suffix = SUFFIXES[kind]
     if not path.is_dir():
-        if path.suffix != suffix:
+        if path.suffix.lower() != suffix:
             raise ValueError(f"Data source {path} is not a {suffix} file.")
         return [path]
     files = files_in(path, kind)

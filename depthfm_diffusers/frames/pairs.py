@@ -6,15 +6,14 @@ folders may give, for each image in `file_name`, its `scene`, `fov_x_deg` or `in
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..utils.folders import files_below
 from .decoding import IMAGE_SUFFIXES, EncodedFrame, frame_error, has_camera
 from .reader import FrameReader, first_few
+from .rows import read_rows
 from .stored_files import StoredFile
 
 IMAGE_FOLDERS = ("images", "rgb")
@@ -56,7 +55,7 @@ class PairReader(FrameReader):
         alone = [images[key] for key in images if key not in depths] + [depths[k] for k in depths if k not in images]
         if alone:
             raise ValueError(f"{len(alone)} file(s) have no partner of the same name: {first_few(alone)}.")
-        metadata_files = [folder / name for name in METADATA_NAMES if (folder / name).is_file()]
+        metadata_files = [path for path in sorted(folder.iterdir()) if path.name.lower() in METADATA_NAMES]
         if len(metadata_files) > 1:
             raise ValueError(f"{folder} has both {' and '.join(METADATA_NAMES)}; keep one.")
         rows: dict[str, dict[str, Any]] = {}
@@ -102,8 +101,7 @@ class ImageFileReader(FrameReader):
     KIND = "File"
 
     def __init__(self, folder: Path) -> None:
-        files = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-        self.files = sorted(path for path in files if path.is_file())
+        self.files = [path for path in files_below(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
         self.keys = [path.relative_to(folder).as_posix() for path in self.files]
         self.scenes = None
 
@@ -131,7 +129,7 @@ def read_file(stored: StoredFile, key: str, origin: str) -> bytes:
 
 
 def _files_by_key(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
-    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.startswith(".")]
+    files = files_below(folder)
     unknown = [file for file in files if file.suffix.lower() not in suffixes]
     if unknown:
         raise ValueError(
@@ -169,12 +167,8 @@ def _metadata_by_key(file: Path, images_name: str, images: dict[str, Path]) -> d
 
 def _read_rows(file: Path) -> list[dict[str, Any]]:
     try:
-        text = file.read_text(encoding="utf-8-sig")  # spreadsheets write a byte order mark
-        if file.suffix == ".csv":
-            rows = list(csv.DictReader(io.StringIO(text), strict=True))
-        else:
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-    except (ValueError, csv.Error) as error:
+        rows = read_rows(file)
+    except ValueError as error:
         raise ValueError(f"{file} cannot be read ({error}).") from error
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict) or None in row:

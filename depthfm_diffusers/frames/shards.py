@@ -1,7 +1,8 @@
 """WebDataset shards: an index of where each frame's files are, and frames read in place.
 
 Per frame `KEY.webp` (or `.png`, `.jpg`, `.jpeg`), `KEY.depth.png` and `KEY.json`; for an image with a caption
-`KEY.txt` or `KEY.json` in place of the depth. KEY ends at the first dot of the file's name.
+`KEY.txt` or `KEY.json` in place of the depth. KEY ends at the first dot of the file's name. As in WebDataset, the case
+of what follows does not matter.
 
 `datasets.load_dataset("webdataset")` is not used: it copies every shard to a cache, takes a shard that was cut off
 between two files for a shorter one, and drops json fields that the first five frames do not have.
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from ..utils.folders import is_junk
 from .decoding import EncodedFrame, frame_error, has_camera
 from .reader import CAPTION_NAMES, FrameReader
 from .source_config import CaptionSourceConfig, ImageSourceConfig, SourceConfig
@@ -42,9 +44,9 @@ def index_shard(shard: Path) -> Iterator[tuple[str, dict[str, Span]]]:
     current: tuple[str, dict[str, Span]] | None = None
     for name, span in tar_members(shard):
         match = MEMBER_NAME.match(name)
-        if match is None:
+        if match is None or is_junk(name):
             continue
-        key, extension = match.groups()
+        key, extension = match[1], match[2].lower()  # keys differ by case in WebDataset, extensions do not
         if current is None or key != current[0]:
             if current is not None:
                 yield current
@@ -81,9 +83,9 @@ class ShardReader(FrameReader):
         # A caption in a file of its own comes before all others: it takes the first name that is looked for.
         self._depth_field = self._caption_field = self._caption_name = ""
         if isinstance(config, SourceConfig):
-            self._depth_field = config.depth_column or DEPTH_EXTENSION
+            self._depth_field = (config.depth_column or DEPTH_EXTENSION).lower()
         else:
-            self._caption_field = config.caption_column or CAPTION_EXTENSION
+            self._caption_field = (config.caption_column or CAPTION_EXTENSION).lower()
             self._caption_name = config.caption_column or CAPTION_NAMES[0]
         # A shard that is written again after this would be read at the old offsets.
         self._states = [_state(shard) for shard in shards]
@@ -190,7 +192,7 @@ class ShardReader(FrameReader):
                 f"Data source {config.name}: no sample has depth ({self._depth_field}); there are {there}."
             )
         if isinstance(config, CaptionSourceConfig) and (column := config.caption_column):
-            if column not in there and column not in json_fields:
+            if column.lower() not in there and column not in json_fields:
                 raise ValueError(
                     f"Data source {config.name}: no sample has a caption .{column}, nor {column!r} in its json; set "
                     "caption_column."
@@ -201,7 +203,7 @@ def _image_field(config: ImageSourceConfig, key: str, shard: Path, layout: tuple
     found = [extension for extension in IMAGE_EXTENSIONS if extension in layout]
     if config.image_column is None and len(found) > 1:
         raise ValueError(f"Frame {key!r} of {shard} has several images, {found}: set image_column.")
-    return config.image_column or (found[0] if found else "image")
+    return (config.image_column or (found[0] if found else "image")).lower()
 
 
 def _parse_json(content: bytes, key: str, shard: Path) -> dict[str, Any]:

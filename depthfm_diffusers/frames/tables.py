@@ -7,6 +7,7 @@ an image with a caption `image`, `text` (or `caption`, or `prompt`) and `scene`.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,10 +17,13 @@ from typing import TYPE_CHECKING, Any
 from ..utils.imports import import_optional
 from .decoding import EncodedFrame, frame_error, has_camera
 from .reader import CAPTION_NAMES, FrameReader
+from .rows import read_rows
 from .source_config import CaptionSourceConfig, ImageSourceConfig, SourceConfig
 
 if TYPE_CHECKING:
     import datasets
+
+logger = logging.getLogger(__name__)
 
 METADATA_COLUMNS = ("fov_x_deg", "intrinsics", "depth_scale", "sky_value")
 
@@ -59,6 +63,11 @@ class TableReader(FrameReader):
                 settings["caption_column"] = config.caption_column
             wanted = (config.caption_column,) if config.caption_column else CAPTION_NAMES
             self.metadata_columns = [name for name in wanted if name in names][:1]
+            if not self.metadata_columns and config.caption_column is None:
+                logger.warning(
+                    f"Data source {config.name} has no column of captions ({', '.join(CAPTION_NAMES)}), but {names}: "
+                    "its images have none. Set caption_column to choose one."
+                )
         for setting, column in settings.items():
             if column not in names:
                 raise ValueError(
@@ -170,12 +179,10 @@ def open_image_folder(
         ValueError: If a metadata file cannot be read, or two have columns of one name and different types.
     """
     datasets = _import_datasets()
-    from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
-
     tables, keys, origins = [], [], []
     column = config.image_column or "image"
-    for file in metadata_files:  # one by one: the builder takes several in an order that changes from run to run
-        table = _prepare(config, ImageFolder, [file], hashlib.sha256(file.read_bytes()).hexdigest())
+    for file in metadata_files:
+        table = _read_metadata(config, file)
         paths = [None] * len(table)
         if isinstance(table.features.get(column), datasets.Image):
             paths = [picture and picture["path"] for picture in _undecoded(table, column)[column]]
@@ -186,6 +193,51 @@ def open_image_folder(
     with _named_errors(config):
         table = datasets.concatenate_datasets(tables)
     return TableReader(config, table, metadata_files, origins, keys)
+
+
+def _read_metadata(config: SourceConfig | CaptionSourceConfig, file: Path) -> datasets.Dataset:
+    """Reads the rows of one metadata file of an image folder.
+
+    CSV files and JSON lines are not left to the library, which takes `NA` for no caption, `1984` for a number and
+    `2020-01-01` for a time.
+    """
+    datasets = _import_datasets()
+    if file.suffix.lower() == ".parquet":
+        from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+
+        return _prepare(config, ImageFolder, [file], hashlib.sha256(file.read_bytes()).hexdigest())
+    with _named_errors(config):
+        try:
+            rows = read_rows(file)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from None
+        for number, row in enumerate(rows, start=1):
+            if not isinstance(row, dict) or None in row:
+                raise ValueError(f"{file}, row {number} does not fit the columns: {row!r}")
+        columns: dict[str, list[Any]] = {}
+        pictures = []
+        for name in dict.fromkeys(name for row in rows for name in row):
+            values = [row.get(name) for row in rows]
+            if name == "file_name" or name.endswith("_file_name"):
+                name = name.removesuffix("file_name").removesuffix("_") or "image"
+                values = [_picture_path(file, value) for value in values]
+                pictures.append(name)
+            if name in columns:
+                raise ValueError(f"{file} has two columns for {name!r}")
+            columns[name] = values
+        if not pictures:
+            raise ValueError(f"`file_name` or a column whose name ends in `_file_name` is missing in {file}")
+        table = datasets.Dataset.from_dict(columns)
+        for name in pictures:
+            table = table.cast_column(name, datasets.Image())
+        return table
+
+
+def _picture_path(metadata_file: Path, name: Any) -> str | None:
+    """Returns the path of a picture that a row names; `None` for an empty cell."""
+    if name is not None and not isinstance(name, str):
+        raise ValueError(f"{metadata_file} names the file {name!r}, which is not text")
+    return str(metadata_file.resolve().parent / name) if name else None
 
 
 def _import_datasets() -> Any:

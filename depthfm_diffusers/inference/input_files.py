@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..frames.decoding import IMAGE_SUFFIXES
+from ..utils.errors import describe_error
+from ..utils.folders import expand_pattern, is_junk
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ def collect_inputs(
 
     A file stands for itself. A folder stands for the image files directly in it (by suffix, hidden ones left out).
     Any other argument with `*`, `?` or `[` in it is a pattern, `**` reaching into subfolders, and stands for the files
-    that match. Folders and patterns are listed in sorted order; a file that is named twice is taken once.
+    that match, without what is hidden or of a system. Folders and patterns are listed in sorted order; a file that is
+    named twice is taken once.
 
     Args:
         arguments: Paths and patterns.
@@ -64,7 +67,7 @@ def _expand(argument: str) -> tuple[list[Path], str]:
             return [_absolute(path)], ""
         if os.path.isdir(path):
             entries = (entry for entry in sorted(path.iterdir()) if entry.suffix.lower() in IMAGE_SUFFIXES)
-            found = [_absolute(entry) for entry in entries if entry.is_file() and not entry.name.startswith(".")]
+            found = [_absolute(entry) for entry in entries if entry.is_file() and not is_junk(entry.name)]
             return found, f"the folder has no image files directly in it ({', '.join(sorted(IMAGE_SUFFIXES))})"
         if os.path.lexists(path):
             reason = "a broken link" if path.is_symlink() else "neither a file nor a folder"
@@ -72,8 +75,11 @@ def _expand(argument: str) -> tuple[list[Path], str]:
     except OSError as error:
         return [], error.strerror or str(error)
     if glob.has_magic(argument):
-        matches = sorted(glob.glob(os.path.expanduser(argument), recursive=True))
-        return [_absolute(Path(match)) for match in matches if os.path.isfile(match)], "the pattern matches no file"
+        try:
+            matches = expand_pattern(os.path.expanduser(argument))
+        except OSError as error:
+            return [], describe_error(error)
+        return [_absolute(match) for match in matches if match.is_file()], "the pattern matches no file"
     return [], "no such file or folder"
 
 

@@ -36,6 +36,7 @@ from ..pipelines.depthfm_controlnet.pipeline_depthfm_controlnet import DepthFMCo
 from ..pipelines.depthfm_controlnet.pipeline_depthfm_controlnet_img2img import DepthFMControlNetImg2ImgPipeline
 from ..pipelines.depthfm_controlnet.pipeline_depthfm_controlnet_inpaint import DepthFMControlNetInpaintPipeline
 from ..utils.errors import describe_error
+from ..utils.folders import is_junk
 
 Pipeline = TypeVar(
     "Pipeline", DepthFMControlNetPipeline, DepthFMControlNetImg2ImgPipeline, DepthFMControlNetInpaintPipeline
@@ -222,7 +223,7 @@ def load_lora(pipe: Any, lora: str) -> Path:
     path = Path(lora).expanduser()
     if path.is_dir():
         usual = path / "pytorch_lora_weights.safetensors"
-        files = [usual] if usual.is_file() else sorted(path.glob("*.safetensors"))
+        files = [usual] if usual.is_file() else [f for f in sorted(path.glob("*.safetensors")) if not is_junk(f.name)]
         if len(files) != 1:
             raise FileNotFoundError(f"lora {path}: the folder must have one safetensors file, and has {len(files)}.")
         path = files[0]

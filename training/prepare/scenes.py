@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 import subprocess
 import sys
 import tarfile
@@ -67,7 +68,10 @@ def list_files(folder: Path | None, suffixes: Sequence[str], option: str) -> tup
     """
     if folder is None:
         return ()
-    files = tuple(sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes))
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
+    # Hidden files, and those that macOS adds to archives, are nobody's pictures.
+    shown = (path for path in found if not re.search(r"(^|/)(\.|__MACOSX/)", path.relative_to(folder).as_posix()))
+    files = tuple(shown)
     if not files:
         raise ValueError(f"--{option}: {folder} has no {', '.join(suffixes)} file.")
     return files

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...frames.rows import read_rows
 from ...image_processing import load_image
 
 
@@ -114,28 +113,12 @@ class _Prompts:
         return named[0]
 
     def _rows(self) -> list[Any]:
-        readers = {".jsonl": _json_rows, ".csv": _csv_rows}
-        if self._path.suffix not in readers:
+        if self._path.suffix.lower() not in (".jsonl", ".csv"):
             raise self._error("must be a .jsonl or a .csv file.")
-        # With or without the byte order mark that spreadsheets write.
-        content = self._path.read_bytes()
         try:
-            return readers[self._path.suffix](content.decode("utf-8-sig"))
-        except (ValueError, csv.Error) as error:
-            raise self._error(str(error)) from error
+            return read_rows(self._path)
+        except ValueError as error:
+            raise self._error(f"{error}.") from error
 
     def _error(self, message: str) -> ValueError:
         return ValueError(f"prompts {self._path}: {message}")
-
-
-def _json_rows(text: str) -> list[Any]:
-    # Not `splitlines`: strings in JSON may have other line separators.
-    try:
-        return [json.loads(line) for line in text.split("\n") if line.strip()]
-    except json.JSONDecodeError as error:
-        raise ValueError(f"a line is not JSON ({error}).") from error
-
-
-def _csv_rows(text: str) -> list[Any]:
-    # A text in quotes may have several lines.
-    return list(csv.DictReader(text.splitlines(keepends=True), strict=True))

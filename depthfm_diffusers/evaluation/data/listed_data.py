@@ -16,6 +16,7 @@ from ...frames.decoding import decode_image, open_picture
 from ...frames.headers import npy_size, picture_size, png16_size
 from ...frames.reader import first_few
 from ...frames.stored_files import StoredFile
+from ...utils.folders import is_junk
 from .benchmark_data import BenchmarkData
 from .configs import BenchmarkConfig
 from .file_lists import fill, placeholders, read_file_list
@@ -186,7 +187,11 @@ def _layout(config: BenchmarkConfig, storage: Storage) -> str:
     text = f"Images are looked for at {places(config.image)}, depth at {places(config.depth)}."
     if len(config.image) + len(config.depth) > 2:
         text += " All places are in `image` and `depth` of the benchmark's .toml file."
-    tars = sorted(storage.root.glob("*.tar")) if storage.root.is_dir() else []
+    tars = (
+        [path for path in sorted(storage.root.glob("*.tar")) if not is_junk(path.name)]
+        if storage.root.is_dir()
+        else []
+    )
     return text + (f" To read {tars[0].name} in place, give that file as the root." if tars else "")
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from ...frames.stored_files import Span, StoredFile, tar_members
+from ...utils.folders import is_junk
 from .file_lists import as_expression, as_glob
 
 
@@ -37,7 +38,7 @@ class Storage:
     def find(self, pattern: str) -> list[dict[str, str]]:
         """Returns the values in the paths of the files that a pattern stands for, in alphabetical order of the paths.
 
-        Hidden files are left out: file managers leave their own beside pictures.
+        What is hidden or of a system is left out, unless the pattern itself names it.
         """
         paths: Iterable[str]
         if self._spans is not None:
@@ -46,5 +47,5 @@ class Storage:
             found = (path for path in self.root.glob(as_glob(pattern)) if path.is_file())
             paths = (path.relative_to(self.root).as_posix() for path in found)
         expression = as_expression(pattern)
-        shown = sorted(path for path in paths if not PurePosixPath(path).name.startswith("."))
+        shown = sorted(path for path in paths if is_junk(pattern) or not is_junk(path))
         return [match.groupdict() for match in map(expression.fullmatch, shown) if match]

@@ -100,7 +100,7 @@ def read_catalogue(
         ValueError: If a library cannot be read, `exclude` or `only` names a model that no library has, or no model
             is left.
     """
-    libraries = sorted(folder.rglob("*.sh3f"))
+    libraries = sorted(path for path in folder.rglob("*.sh3f") if not path.name.startswith("."))
     if not libraries:
         raise FileNotFoundError(
             f"no .sh3f file in {folder}: `apt-get install sweethome3d-furniture` puts them in "
