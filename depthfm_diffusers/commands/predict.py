@@ -34,7 +34,8 @@ def add_parser(commands: Subcommands) -> None:
         "log depth), NAME_depth.png (16 bit) and NAME_color.png, and one metadata.json with what is needed to repeat "
         "them. NAME is the input's name without suffix; where names collide, NAME_SUFFIX or NAME_2, NAME_3, ... "
         "A result is replaced only by a later one for the same file, and nothing else that is in the output folder "
-        "is overwritten. A bad input is named on stderr and does not stop the others; the exit status is 0 only if "
+        "is overwritten. One command at a time writes into a folder. "
+        "A bad input is named on stderr and does not stop the others; the exit status is 0 only if "
         "every input was written.",
     )
     add_images(parser)

@@ -43,7 +43,8 @@ def add_parser(commands: Subcommands) -> None:
         "Each image is written when it is done, and can be made again on its own from its seed. NAME is the input's "
         "name without suffix; where names collide, NAME_SUFFIX or NAME_2, NAME_3, ... The same command replaces its "
         "own images and another seed adds to them; other settings get another NAME, and nothing else that is in the "
-        "output folder is overwritten. A bad input is named on stderr and does not stop the others; the exit status "
+        "output folder is overwritten. One command at a time writes into a folder. "
+        "A bad input is named on stderr and does not stop the others; the exit status "
         "is 0 only if every image was written. See docs/synthesis.md.",
     )
     add_images(parser, "*")

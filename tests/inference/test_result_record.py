@@ -14,6 +14,7 @@ import pytest
 from helpers.forked_python import run
 from helpers.repository import ROOT
 
+from depthfm_diffusers import cli
 from depthfm_diffusers.inference import prediction_files
 from depthfm_diffusers.inference.prediction import Prediction
 from depthfm_diffusers.inference.prediction_files import PredictionFolder
@@ -182,6 +183,21 @@ def test_second_command_on_a_folder_is_refused(tmp_path, command):
     first.close()
     assert not (tmp_path / "out").exists()
     FOLDERS[command](tmp_path / "out").close()
+
+
+@pytest.mark.parametrize("words", [["predict"], ["synthesize", "--prompt", "", "--base", "no-model"]])
+def test_a_command_says_that_the_folder_is_taken(tmp_path, sources, capsys, words):
+    """Before a model is looked for; the first command loses nothing."""
+    first = PredictionFolder(tmp_path / "out", "gray")
+    assert cli.main([*words, str(sources[0]), "--output", str(tmp_path / "out"), "--model", "no-model"]) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("depthfm: error: another command is writing here; wait until it has ended")
+    assert message.endswith(f"{tmp_path / 'out'}\n")
+    first.begin_run({"value": 1.0}, sources)
+    depth = np.full((2, 3), 0.25, dtype=np.float32)
+    first.add_prediction(sources[0], Prediction(depth, depth))
+    first.close()
+    assert listed(tmp_path / "out") == {"a": 1.0}
 
 
 # The end that comes at any time
