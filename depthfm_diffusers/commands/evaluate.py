@@ -6,16 +6,20 @@ import argparse
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..evaluation.choices import ALIGNMENT_SPACES
+from ..evaluation.choices import ALIGNMENT_SPACES, PREDICTION_FORMS
 from .arguments import Subcommands, add_command, add_model_arguments, add_prediction_arguments, prediction_settings
 from .reports import add_report_arguments, add_report_output, check_report_files
 from .terminal import Progress
 
 if TYPE_CHECKING:
     from accelerate import PartialState
+
+    from ..evaluation.data.benchmark_data import BenchmarkData
+    from ..evaluation.runs.scoring import EvaluationSettings
 
 
 def add_parser(commands: Subcommands) -> None:
@@ -42,7 +46,30 @@ def add_parser(commands: Subcommands) -> None:
     parser.add_argument(
         "--alignment", choices=ALIGNMENT_SPACES, help="space of the alignment to the truth (default: the benchmark's)"
     )
+    parser.add_argument(
+        "--predictions",
+        metavar="DIR_OR_PATH",
+        help="score depth maps that anything made, in place of a model's: a folder of KEY.npy or 16-bit KEY.png, or a "
+        "path with {key} or {name} for the image's name, such as 'maps/{name}_log_depth.npy'",
+    )
+    parser.add_argument(
+        "--prediction-form",
+        choices=PREDICTION_FORMS,
+        help="what the maps of --predictions hold, each up to scale and shift (default: depth)",
+    )
     add_report_arguments(parser)
+    parser.set_defaults(check=partial(_check_usage, parser))
+
+
+def _check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Exits with a usage error if an argument of a model is given together with predictions."""
+    if args.predictions is None:
+        if args.prediction_form is not None:
+            parser.error("argument --prediction-form: needs --predictions")
+        return
+    for name in ("model", "variant", "dtype", "processing_resolution", "steps", "ensemble", "seed", "batch_size"):
+        if getattr(args, name) != parser.get_default(name):
+            parser.error(f"argument --{name.replace('_', '-')}: no model is used with --predictions; leave it out")
 
 
 def evaluate(args: argparse.Namespace) -> int:
@@ -65,6 +92,8 @@ def evaluate(args: argparse.Namespace) -> int:
     sheet = check_report_files(args.output, args.contact_sheet)
     # Errors in the data are found before a network is loaded.
     data = open_benchmark(load_benchmark(args.benchmark), args.root)
+    if args.predictions is not None:
+        return _evaluate_predictions(args, data, settings, sheet)
     model_folder = resolve_model(args.model, args.variant)
     for path in (args.output, sheet):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,6 +118,26 @@ def evaluate(args: argparse.Namespace) -> int:
             )
         if processes.is_main_process:
             print(f"{format_report(report)}\n\nwritten to {args.output}, contact sheet {sheet}")
+    return 0
+
+
+def _evaluate_predictions(
+    args: argparse.Namespace, data: BenchmarkData, settings: EvaluationSettings, sheet: Path
+) -> int:
+    """Scores depth maps that are there already."""
+    from ..evaluation.data.stored_predictions import StoredPredictions
+    from ..evaluation.runs.report import format_report
+    from ..evaluation.runs.stored_run import evaluate_predictions
+
+    predictions = StoredPredictions(args.predictions, args.prediction_form or "depth", data.keys[: args.limit])
+    for path in (args.output, sheet):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with _processes("cpu") as processes, closing(Progress(processes.is_main_process)) as progress:
+        report = evaluate_predictions(
+            data, predictions, settings, args.output, args.predictions, sheet, processes, progress.show
+        )
+    if processes.is_main_process:
+        print(f"{format_report(report)}\n\nwritten to {args.output}, contact sheet {sheet}")
     return 0
 
 

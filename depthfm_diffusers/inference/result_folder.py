@@ -200,15 +200,20 @@ def describe_environment(pipe: DiffusionPipeline) -> dict[str, Any]:
     return {
         "device": str(pipe._execution_device),  # of the computation; offloaded networks are elsewhere in between
         "dtype": str(pipe.dtype).removeprefix("torch."),
-        "versions": {
-            "depthfm_diffusers": __version__,
-            "python": platform.python_version(),
-            "diffusers": diffusers.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "numpy": np.__version__,
-            "pillow": PIL.__version__,
-        },
+        "versions": describe_versions(),
+    }
+
+
+def describe_versions() -> dict[str, str]:
+    """Returns the versions that results depend on, for a record."""
+    return {
+        "depthfm_diffusers": __version__,
+        "python": platform.python_version(),
+        "diffusers": diffusers.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "numpy": np.__version__,
+        "pillow": PIL.__version__,
     }
 
 

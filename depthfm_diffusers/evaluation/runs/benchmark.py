@@ -17,7 +17,7 @@ from ..data.open_benchmark import BenchmarkData
 from .contact_sheet import contact_sheet, pick_images
 from .report import build_report
 from .resumable_run import named_image, run_over_images
-from .scoring import EvaluationSettings, Protocol, score_sample
+from .scoring import EvaluationSettings, Protocol, predict_sample, score_sample
 
 
 def run_evaluation(
@@ -71,7 +71,9 @@ def run_evaluation(
         lambda entries: build_report(described, entries),
         Path(output),
         identity,
-        draw=lambda entries: contact_sheet(pipe, data, pick_images(entries), protocol),
+        draw=lambda entries: contact_sheet(
+            data, pick_images(entries), lambda sample: predict_sample(pipe, sample, protocol)[0].depth
+        ),
         picture_path=contact_sheet_path,
         threads=settings.threads,
         processes=processes,

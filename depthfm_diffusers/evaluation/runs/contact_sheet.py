@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from ...export.images import colorize_depth
-from ...pipelines.depthfm.pipeline_depthfm import DepthFMPipeline
-from ..data.benchmark_data import BenchmarkData
+from ..data.benchmark_data import BenchmarkData, Sample
 from .report import is_scored
-from .scoring import Protocol, predict_sample
 
 EACH = 3
 TILE_WIDTH = 320
@@ -56,10 +54,9 @@ def pick_images(entries: Sequence[Mapping[str, Any]]) -> list[tuple[str, Mapping
 
 
 def contact_sheet(
-    pipe: DepthFMPipeline,
     data: BenchmarkData,
     picked: Sequence[tuple[str, Mapping[str, Any]]],
-    protocol: Protocol,
+    predict: Callable[[Sample], NDArray[np.float64]],
 ) -> NDArray[np.uint8]:
     """Predicts the chosen images again and draws them: a row each of image, truth, prediction and error.
 
@@ -67,10 +64,9 @@ def contact_sheet(
     and blue far. Pixels that are not scored are grey in truth and error.
 
     Args:
-        pipe: The pipeline.
         data: The benchmark.
         picked: From `pick_images`.
-        protocol: How the images were predicted.
+        predict: Returns the aligned prediction of an image, H×W in metres.
 
     Returns:
         H×W×3, uint8.
@@ -78,7 +74,7 @@ def contact_sheet(
     rows = []
     for rank, entry in picked:
         sample = data[data.keys.index(entry["key"])]
-        aligned = predict_sample(pipe, sample, protocol)[0].depth
+        aligned = predict(sample)
         error = np.abs(aligned - sample.depth) / np.where(sample.valid, sample.depth, 1)
         near, far = np.quantile(np.log(sample.depth[sample.valid]), (0.02, 0.98))
         tiles = [

@@ -51,7 +51,7 @@ def build_report(described: Mapping[str, Any], entries: Sequence[Mapping[str, An
         `mean` of each measure over the images, and `counts` of the images where it is defined;
         `interval`, the two ends of each mean's 95 % interval: percentiles of the means of 2,000 samples of the images
         drawn with replacement (bootstrap, see `bootstrap`);
-        `ceilings`, for each upper bound its `space` and its `mean`;
+        `ceilings`, for each upper bound its `space` and its `mean`; empty for stored predictions;
         `settings`, `versions`; `bootstrap`, how intervals are made.
 
     Raises:
@@ -64,7 +64,8 @@ def build_report(described: Mapping[str, Any], entries: Sequence[Mapping[str, An
         raise ValueError(f"None of the {len(entries)} images has {number}: there is nothing to score.")
     values = defined_values(scored, _measures(scored))
     bounds = {}
-    for name, space in upper_bound_spaces(described["settings"]["alignment"]).items():
+    spaces = upper_bound_spaces(described["settings"]["alignment"]) if "ceilings" in scored[0] else {}
+    for name, space in spaces.items():
         rows = [entry["ceilings"][name] for entry in scored]
         means = {measure: mean_of(column) for measure, column in defined_values(rows, _measures(rows)).items()}
         bounds[name] = {"space": space, "mean": means}
@@ -92,7 +93,7 @@ def format_report(report: Mapping[str, Any]) -> str:
     """Formats a report for a terminal.
 
     Args:
-        report: From `run_evaluation`.
+        report: From `run_evaluation` or `evaluate_predictions`.
 
     Returns:
         Lines of text without a final newline: the model's row with the upper bounds below it, then every measure with
@@ -101,7 +102,7 @@ def format_report(report: Mapping[str, Any]) -> str:
     settings = report["settings"]
     rows = [(_model_row(settings), report["mean"])]
     bounds = report["ceilings"]
-    rows += [(_upper_bound_row(name, bounds[name]["space"]), bounds[name]["mean"]) for name in UPPER_BOUNDS]
+    rows += [(_upper_bound_row(name, bounds[name]["space"]), bounds[name]["mean"]) for name in UPPER_BOUNDS if bounds]
     width = max(len(label) for label, _ in rows)
     header = " " * width + "".join(title.rjust(9) for title in TABLE.values())
     lines = [
@@ -112,7 +113,9 @@ def format_report(report: Mapping[str, Any]) -> str:
     lines += ["", header]
     for label, mean in rows:
         lines.append(label.ljust(width) + "".join(format_value(mean.get(measure)).rjust(9) for measure in TABLE))
-    lines += ["", *_reading(settings["alignment"]), "", "mean over the images and its 95 % interval (bootstrap):"]
+    if bounds:
+        lines += ["", *_reading(settings["alignment"])]
+    lines += ["", "mean over the images and its 95 % interval (bootstrap):"]
     name_width = max(len(measure) for measure in report["mean"])
     for measure, mean in report["mean"].items():
         interval, count = report["interval"][measure], report["counts"][measure]
@@ -144,6 +147,8 @@ def _notes(report: Mapping[str, Any]) -> list[str]:
 
 
 def _model_row(settings: Mapping[str, Any]) -> str:
+    if "predictions" in settings:
+        return f"{settings['predictions']['name']} ({settings['predictions']['form']})"
     steps, members = settings["num_inference_steps"], settings["ensemble_size"]
     label = f"{settings['model']['name']}, {steps} step{'s' * (steps > 1)}"
     return label + (f", ensemble of {members}" if members > 1 else "")

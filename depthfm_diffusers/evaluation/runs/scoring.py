@@ -107,16 +107,27 @@ def score_sample(pipe: DepthFMPipeline, sample: Sample, protocol: Protocol) -> d
         each upper bound, and of an ensemble `ause` and `uncertainty_rank_correlation`, for the absolute relative error
         of each pixel.
     """
-    entry: dict[str, Any] = {"key": sample.key, "valid_pixels": int(sample.valid.sum())}
-    if entry["valid_pixels"] < MIN_VALID_PIXELS:
-        return entry
+    if not has_enough_pixels(sample):
+        return score_aligned(sample, None)
     aligned, uncertainty = predict_sample(pipe, sample, protocol)
-    entry |= {"scale": float(aligned.scale), "shift": float(aligned.shift)}
-    entry |= _measure(aligned.depth, sample)
+    entry = score_aligned(sample, aligned)
     if uncertainty is not None:
         entry |= _score_uncertainty(uncertainty, aligned.depth, sample)
     entry["ceilings"] = score_upper_bounds(pipe, sample, protocol)
     return entry
+
+
+def has_enough_pixels(sample: Sample) -> bool:
+    """Returns whether an image has as many valid pixels as it takes to be scored."""
+    return int(sample.valid.sum()) >= MIN_VALID_PIXELS
+
+
+def score_aligned(sample: Sample, aligned: Alignment | None) -> dict[str, Any]:
+    """Returns `key` and `valid_pixels`, and unless `aligned` is `None`, `scale`, `shift` and the measures."""
+    entry: dict[str, Any] = {"key": sample.key, "valid_pixels": int(sample.valid.sum())}
+    if aligned is None:
+        return entry
+    return entry | {"scale": float(aligned.scale), "shift": float(aligned.shift)} | _measure(aligned.depth, sample)
 
 
 def score_upper_bounds(

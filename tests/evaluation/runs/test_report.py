@@ -8,7 +8,7 @@ import pytest
 from depthfm_diffusers.evaluation.runs.contact_sheet import contact_sheet, pick_images
 from depthfm_diffusers.evaluation.runs.means import bootstrap_interval
 from depthfm_diffusers.evaluation.runs.report import build_report, format_report
-from depthfm_diffusers.evaluation.runs.scoring import EvaluationSettings, Protocol
+from depthfm_diffusers.evaluation.runs.scoring import EvaluationSettings, Protocol, predict_sample
 
 DESCRIBED = {
     "settings": {
@@ -135,7 +135,8 @@ def test_contact_sheet_shows_the_error_where_it_is(pipe, tmp_path):
     config = load_benchmark("pairs")
     data = open_benchmark(config, root)
     protocol = Protocol.resolve(EvaluationSettings(), config, pipe)
-    sheet = contact_sheet(pipe, data, [("best", entry("frame0000", 0.5))], protocol)
+    picked = [("best", entry("frame0000", 0.5))]
+    sheet = contact_sheet(data, picked, lambda sample: predict_sample(pipe, sample, protocol)[0].depth)
     assert sheet.dtype == np.uint8
     tiles = [sheet[-328:-8, 8 + 328 * column :][:, :320] for column in range(4)]
     np.testing.assert_array_equal(tiles[0], np.broadcast_to([10, 200, 30], (320, 320, 3)))
