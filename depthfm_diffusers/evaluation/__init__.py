@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .adherence.measures import depth_adherence
     from .metrics.alignment import Alignment, align, prediction_in_space
     from .metrics.boundary import boundary_f1
+    from .metrics.edges import edge_errors
     from .metrics.metrics import (
         absolute_relative_error,
         all_metrics,
@@ -32,6 +33,7 @@ _MODULES = {
     "align": ".metrics.alignment",
     "all_metrics": ".metrics.metrics",
     "boundary_f1": ".metrics.boundary",
+    "edge_errors": ".metrics.edges",
     "delta_accuracy": ".metrics.metrics",
     "depth_adherence": ".adherence.measures",
     "inverse_rmse": ".metrics.metrics",
@@ -58,6 +60,7 @@ __all__ = [
     "boundary_f1",
     "delta_accuracy",
     "depth_adherence",
+    "edge_errors",
     "inverse_rmse",
     "log10_error",
     "normal_angles",

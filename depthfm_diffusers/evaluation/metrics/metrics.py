@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ...geometry import depth_to_normals
 from .boundary import boundary_f1
+from .edges import edge_errors
 from .masks import check_maps, masked_mean, per_image
 
 Maps = NDArray[np.floating]
@@ -111,8 +112,9 @@ def all_metrics(
 
     Returns:
         `abs_rel, sq_rel, rmse, rmse_log, log10, silog, i_rmse, delta1, delta2, delta3, boundary_f1`; with `intrinsics`
-        also `normals_mean_deg` and `normals_median_deg`. Values are NaN where a metric does not exist: `boundary_f1`
-        of an image whose truth has no occlusion edge, the normals' of one without a valid 3×3 neighbourhood.
+        also `normals_mean_deg` and `normals_median_deg`; then those of `edges.edge_errors`. Values are NaN where a
+        metric does not exist: `boundary_f1` of an image whose truth has no occlusion edge, the normals' of one without
+        a valid 3×3 neighbourhood.
     """
     values = {
         "abs_rel": absolute_relative_error(depth, truth, valid),
@@ -128,7 +130,7 @@ def all_metrics(
     if intrinsics is not None:
         angles = normal_angles(depth, truth, valid, intrinsics)
         values["normals_mean_deg"], values["normals_median_deg"] = angles
-    return values
+    return values | edge_errors(depth, truth, valid)
 
 
 def _checked(depth: Maps, truth: Maps, valid: Mask) -> tuple[Values, Values]:

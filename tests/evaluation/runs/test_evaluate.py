@@ -36,6 +36,7 @@ from depthfm_diffusers.inference.prediction import PredictionSettings
 
 IMAGES = 5
 NAMES = {"abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "silog", "i_rmse", "delta1", "delta2", "delta3"}
+EDGES = {"boundary_f1", "see3", "see5", "see7", "abs_rel_edges", "abs_rel_away"}
 NORMALS = {"normals_mean_deg", "normals_median_deg"}
 
 
@@ -125,7 +126,7 @@ def test_report_has_what_the_parts_give(evaluate, model, pairs, tmp_path, capsys
         assert entry["valid_pixels"] == sample.valid.sum()
         assert entry["scale"] == pytest.approx(float(aligned.scale), rel=1e-3)
         expected = all_metrics(aligned.depth, sample.depth, sample.valid, sample.intrinsics)
-        assert set(expected) == NAMES | NORMALS | {"boundary_f1"}
+        assert set(expected) == NAMES | NORMALS | EDGES
         for name in expected:
             # Threads may differ from those of the command, and so may rounding.
             assert entry[name] == pytest.approx(float(expected[name]), rel=1e-3, abs=1e-4), name
@@ -184,7 +185,7 @@ def test_alignments(evaluate, tmp_path, space):
 def test_ensemble_has_the_quality_of_its_uncertainty(evaluate, tmp_path):
     assert evaluate("--limit", 2, "--ensemble", 3, "--batch-size", 3) == 0
     report = read(tmp_path / "report.json")
-    assert report["mean"].keys() == NAMES | NORMALS | {"boundary_f1", "ause", "uncertainty_rank_correlation"}
+    assert report["mean"].keys() == NAMES | NORMALS | EDGES | {"ause", "uncertainty_rank_correlation"}
     assert report["mean"]["ause"] > 0
     assert -1 <= report["mean"]["uncertainty_rank_correlation"] <= 1
 
