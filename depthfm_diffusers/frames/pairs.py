@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .decoding import IMAGE_SUFFIXES, EncodedFrame, frame_error, has_camera
+from ..pictures import IMAGE_SUFFIXES, choose_pictures
+from .decoding import EncodedFrame, frame_error, has_camera
 from .reader import FrameReader, first_few
 from .stored_files import StoredFile
 
@@ -102,8 +103,7 @@ class ImageFileReader(FrameReader):
     KIND = "File"
 
     def __init__(self, folder: Path) -> None:
-        files = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-        self.files = sorted(path for path in files if path.is_file())
+        self.files = choose_pictures(folder, sorted(path for path in folder.rglob("*") if path.is_file()))
         self.keys = [path.relative_to(folder).as_posix() for path in self.files]
         self.scenes = None
 
