@@ -297,5 +297,5 @@ def depth_from_log_depth(log_depth: torch.Tensor) -> torch.Tensor:
     rounding = 8 * torch.finfo(log_depth.dtype).eps * torch.maximum(high.abs(), low.abs())
     constant = high - low <= rounding
     nearest = torch.expm1(torch.where(constant, -1.0, low - high))
-    depth = 1 - torch.expm1(log_depth - high) / nearest
-    return torch.where(constant, 0.0, depth.clamp(0, 1))
+    depth = (1 - torch.expm1(log_depth - high) / nearest).clamp(0, 1)
+    return torch.where(constant, 0.0, depth)
