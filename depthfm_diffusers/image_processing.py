@@ -2,19 +2,19 @@
 
 How each kind of image is read:
 
-- PIL images are turned upright by their EXIF orientation first. Greyscale, bilevel, CMYK, YCbCr, HSV and palette
-  images become RGB; transparency (RGBA, LA, palettes) is composited over white. 16-bit greyscale (`I;16`, and `I`,
-  which older readers use for it) is divided by 65535; `F` must hold values in [0, 1]. Of an animation, the current
-  frame is used (the first, if the file was just opened).
+- PIL images are turned upright by their EXIF orientation first, and become sRGB by the rules of
+  `depthfm_diffusers.pictures.colour`: profiles are applied, and transparency is put over white. 16-bit greyscale is
+  divided by 65535; `F` must hold values in [0, 1]. Of an animation, the current frame is used (the first, if the file
+  was just opened). The pipeline shrinks pictures of more than 32 million pixels before it makes floats of them, to no
+  less than twice the processing resolution.
 - Arrays are channels-last: H×W, H×W×1, H×W×3, or N×H×W×C. Tensors are channels-first: H×W, C×H×W or N×C×H×W, with
-  C of 1 or 3. Floats must be in [0, 1]; unsigned integers (for tensors: uint8) are divided by the largest value of
-  their type.
+  C of 1 or 3. Floats must be in [0, 1], and are clamped to it where rounding takes them out (by up to 1e-5); unsigned
+  integers (for tensors: uint8) are divided by the largest value of their type.
 """
 
 from __future__ import annotations
 
-import struct
-import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers.pipelines.marigold.marigold_image_processing import MarigoldImageProcessor
-from PIL import Image, ImageOps
+from PIL import Image
+
+from .pictures import Picture, PictureError, picture_array, read_picture, shrink, upright
+from .pictures.colour import ROUNDING
 
 RESAMPLE_METHODS = ("nearest", "nearest-exact", "bilinear", "bicubic", "area")
-
-# What Pillow's decoders raise on damaged files.
-_DECODING_ERRORS = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, struct.error, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -45,34 +45,42 @@ class ProcessedImage:
     original_size: tuple[int, int]
 
 
-def load_image(path: str | Path) -> Image.Image:
+def load_image(path: str | Path, max_pixels: int | None = None) -> Image.Image:
     """Reads an image file, upright by its EXIF orientation, in the file's own mode (16 bit stays 16 bit).
 
-    Of an animation, the first frame is read. Pillow's limit on the number of pixels applies.
+    Of an animation, the first frame is read. See `depthfm_diffusers.pictures` for the formats.
 
     Args:
         path: The file.
+        max_pixels: Most pixels that it may have; `None`: 120 million.
 
     Returns:
         The image, read completely; the file is closed.
 
     Raises:
         OSError: If the file does not exist or cannot be opened.
-        ValueError: If it is not an image, is damaged or truncated, or has more pixels than Pillow's limit.
+        ValueError: If it is not an image, is damaged or truncated, or has more pixels than the limit.
+    """
+    return load_picture(path, max_pixels).upright()
+
+
+def load_picture(path: str | Path, max_pixels: int | None = None, processing_resolution: int = 0) -> Picture:
+    """Reads an image file for the pipeline, which takes its size and its orientation from what is returned.
+
+    Args:
+        path: The file.
+        max_pixels: As for `load_image`.
+        processing_resolution: The resolution at which the pipeline will process it: a large image is read at a
+            lower resolution than its own. 0: at its own.
+
+    Raises:
+        OSError: As `load_image`.
+        ValueError: As `load_image`.
     """
     try:
-        with Path(path).open("rb") as file, Image.open(file) as image:
-            image.load()
-            return ImageOps.exif_transpose(image)
-    except Image.UnidentifiedImageError as error:
-        raise ValueError(f"{path} is not an image, or not in a format that Pillow can read.") from error
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"{path} is too large: {error} Resize it, or raise PIL.Image.MAX_IMAGE_PIXELS.") from error
-    except _DECODING_ERRORS as error:
-        # What the operating system says of a path has an error number, and names the file already.
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise ValueError(f"{path} is damaged or incomplete: {error}") from error
+        return read_picture(Path(path), max_pixels=max_pixels, longer_side=processing_resolution)
+    except PictureError as error:
+        raise ValueError(f"{path} {error}.") from error
 
 
 def load_images(image: Any) -> list[torch.Tensor]:
@@ -89,18 +97,47 @@ def load_images(image: Any) -> list[torch.Tensor]:
         ValueError: If there is no image, or one has a shape, dtype or mode that is not accepted, has no pixels, holds
             NaN, infinite values or values outside [0, 1], or cannot be decoded.
     """
+    return [one for tensor, _ in _each_image(image, 0) for one in tensor.split(1)]
+
+
+def _each_image(image: Any, processing_resolution: int) -> Iterator[tuple[torch.Tensor, tuple[int, int]]]:
+    """Makes each input N×3×H×W, and yields it with the height and width that it has in full."""
     several = isinstance(image, (list, tuple))
     named = [(f"`image[{i}]`", one) for i, one in enumerate(image)] if several else [("`image`", image)]
-    tensors = [one[None] for name, value in named for one in _to_tensor(name, value)]
-    if not tensors:
+    is_empty = True
+    for name, value in named:
+        size = None
+        if isinstance(value, Image.Image):
+            value, size = _shrunk(name, value, processing_resolution)
+        elif isinstance(value, Picture):
+            value, size = value.upright(), value.size[::-1]
+        tensor = _to_tensor(name, value)
+        is_empty &= len(tensor) == 0
+        yield tensor, size or (tensor.shape[-2], tensor.shape[-1])
+    if is_empty:
         raise ValueError("`image` is empty: pass at least one image.")
-    return tensors
+
+
+def _shrunk(name: str, image: Image.Image, processing_resolution: int) -> tuple[Image.Image, tuple[int, int]]:
+    """Returns a PIL image upright, small enough for its resolution, and its full height and width."""
+    try:
+        image.load()
+        width, height = image.size
+        shrunk = shrink(image, processing_resolution)
+        turned = upright(shrunk)
+    except Exception as error:  # Pillow's decoders raise errors of many types
+        raise ValueError(f"{name} (a PIL image of mode {image.mode}) cannot be read: {error}.") from error
+    is_on_its_side = turned is not shrunk and turned.size != shrunk.size
+    return turned, ((width, height) if is_on_its_side else (height, width))
 
 
 def _to_tensor(name: str, image: Any) -> torch.Tensor:
     """Makes one input N×3×H×W, float32 in [0, 1]; `name` is what errors call it."""
     if isinstance(image, Image.Image):
-        image = _pil_to_array(name, image)
+        try:
+            image = picture_array(image)
+        except Exception as error:  # as above
+            raise ValueError(f"{name} (a PIL image of mode {image.mode}) cannot be read: {error}.") from error
     if isinstance(image, np.ndarray):
         tensor = _array_to_tensor(name, image)
     elif isinstance(image, torch.Tensor):
@@ -114,14 +151,20 @@ def _to_tensor(name: str, image: Any) -> torch.Tensor:
         )
     if 0 in tensor.shape[1:]:
         raise ValueError(f"{name} has no pixels: its shape is {tuple(image.shape)}.")
-    if tensor.numel() == 0:
-        return tensor
+    is_scaled = not torch.is_floating_point(image) if isinstance(image, torch.Tensor) else image.dtype.kind == "u"
+    if tensor.numel() > 0 and not is_scaled:
+        tensor = _checked_range(name, tensor)
+    return tensor.expand(-1, 3, -1, -1)
+
+
+def _checked_range(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Checks floats; what rounding takes out of [0, 1] is clamped."""
     if not torch.isfinite(tensor).all():
         raise ValueError(f"{name} holds NaN or infinite values: replace them before the call.")
     low, high = tensor.min().item(), tensor.max().item()
-    if low < 0 or high > 1:
+    if low < -ROUNDING or high > 1 + ROUNDING:
         raise ValueError(f"{name} must have values in [0, 1], got values from {low:.6g} to {high:.6g}: rescale it.")
-    return tensor.expand(-1, 3, -1, -1)
+    return tensor if low >= 0 and high <= 1 else tensor.clamp(0, 1)
 
 
 def _array_to_tensor(name: str, array: np.ndarray) -> torch.Tensor:
@@ -133,14 +176,14 @@ def _array_to_tensor(name: str, array: np.ndarray) -> torch.Tensor:
             f"{name} must be H×W, H×W×C or N×H×W×C with 1 or 3 channels last, got an array of shape {array.shape}. "
             "(Alpha is taken from PIL images only; tensors have their channels first.)"
         )
-    if array.dtype.kind == "u":
-        values = array.astype(np.float32) / np.iinfo(array.dtype).max
-    elif array.dtype.kind == "f":
-        values = array.astype(np.float32)
-    else:
+    if array.dtype.kind not in "uf":
         raise ValueError(f"{name} must hold floats in [0, 1] or unsigned integers, got dtype {array.dtype}.")
-    values = values if array.ndim == 4 else values[None]
-    return torch.from_numpy(np.ascontiguousarray(values.transpose(0, 3, 1, 2)))
+    images = array if array.ndim == 4 else array[None]
+    # Transposed as integers, and scaled in place: a large photo is in memory once as floats, not three times.
+    values = np.ascontiguousarray(images.transpose(0, 3, 1, 2)).astype(np.float32)
+    if array.dtype.kind == "u":
+        values /= np.iinfo(array.dtype).max
+    return torch.from_numpy(values)
 
 
 def _scale_tensor(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -157,25 +200,6 @@ def _scale_tensor(name: str, tensor: torch.Tensor) -> torch.Tensor:
     elif not tensor.is_floating_point():
         raise ValueError(f"{name} must hold floats in [0, 1] or uint8, got dtype {tensor.dtype}.")
     return (tensor[None] if tensor.ndim == 3 else tensor).detach().float()
-
-
-def _pil_to_array(name: str, image: Image.Image) -> np.ndarray:
-    """Makes an upright array of a PIL image: H×W×3 uint8, or H×W uint16 or float32 for modes of more than 8 bit."""
-    try:
-        image = ImageOps.exif_transpose(image)
-        if image.mode == "F" or image.mode.startswith("I;16"):
-            return np.asarray(image)
-        if image.mode == "I":
-            array = np.asarray(image)
-            if array.size and not (array.min() >= 0 and array.max() <= 65535):
-                raise ValueError(f"mode I must hold 16-bit values, got values from {array.min()} to {array.max()}")
-            return array.astype(np.uint16)
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return np.asarray(image.convert("RGB"))
-    except _DECODING_ERRORS as error:
-        raise ValueError(f"{name} (a PIL image of mode {image.mode}) cannot be read: {error}.") from error
 
 
 def processing_size(height: int, width: int, processing_resolution: int) -> tuple[int, int]:
@@ -202,7 +226,36 @@ def resize(image: torch.Tensor, size: tuple[int, int], method: str) -> torch.Ten
     return MarigoldImageProcessor.resize_antialias(image, size, method, is_aa=True)
 
 
-def process_image(image: torch.Tensor, processing_resolution: int, method: str, multiple: int) -> ProcessedImage:
+def process_images(image: Any, processing_resolution: int, method: str, multiple: int) -> list[ProcessedImage]:
+    """Validates, resizes and pads images for the autoencoder.
+
+    Args:
+        image: As for `load_images`, or `Picture`s from `load_picture`.
+        processing_resolution: Longer side in pixels after resizing; 0 keeps the size.
+        method: Resampling, one of `RESAMPLE_METHODS`.
+        multiple: Both sides are padded to a multiple of this.
+
+    Returns:
+        Each image, in input order.
+
+    Raises:
+        TypeError: As `load_images`.
+        ValueError: As `load_images`.
+    """
+    return [
+        process_image(one, processing_resolution, method, multiple, size)
+        for tensor, size in _each_image(image, processing_resolution)
+        for one in tensor.split(1)
+    ]
+
+
+def process_image(
+    image: torch.Tensor,
+    processing_resolution: int,
+    method: str,
+    multiple: int,
+    original_size: tuple[int, int] | None = None,
+) -> ProcessedImage:
     """Resizes and pads one image for the autoencoder.
 
     Args:
@@ -210,15 +263,16 @@ def process_image(image: torch.Tensor, processing_resolution: int, method: str, 
         processing_resolution: Longer side in pixels after resizing; 0 keeps the size.
         method: Resampling, one of `RESAMPLE_METHODS`.
         multiple: Both sides are padded to a multiple of this.
+        original_size: Height and width of the image in full, if it was shrunk already; `None`: it was not.
 
     Returns:
         The image in [-1, 1], and what is needed to undo the padding and the resizing.
     """
-    height, width = image.shape[-2:]
-    resized = resize(image, processing_size(height, width, processing_resolution), method)
+    size = (image.shape[-2], image.shape[-1]) if original_size is None else original_size
+    resized = resize(image, processing_size(*size, processing_resolution), method)
     # Bicubic interpolation overshoots.
     pixels, padding = MarigoldImageProcessor.pad_image(resized.clamp(0, 1) * 2 - 1, multiple)
-    return ProcessedImage(pixels, padding, (height, width))
+    return ProcessedImage(pixels, padding, size)
 
 
 def unpad(maps: torch.Tensor, padding: tuple[int, int]) -> torch.Tensor:
@@ -243,5 +297,5 @@ def depth_from_log_depth(log_depth: torch.Tensor) -> torch.Tensor:
     rounding = 8 * torch.finfo(log_depth.dtype).eps * torch.maximum(high.abs(), low.abs())
     constant = high - low <= rounding
     nearest = torch.expm1(torch.where(constant, -1.0, low - high))
-    depth = 1 - torch.expm1(log_depth - high) / nearest
-    return torch.where(constant, 0.0, depth.clamp(0, 1))
+    depth = (1 - torch.expm1(log_depth - high) / nearest).clamp(0, 1)
+    return torch.where(constant, 0.0, depth)

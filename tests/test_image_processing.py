@@ -16,7 +16,9 @@ from depthfm_diffusers.image_processing import (
     depth_from_log_depth,
     load_image,
     load_images,
+    load_picture,
     process_image,
+    process_images,
     processing_size,
     resize,
     unpad,
@@ -220,6 +222,44 @@ def test_what_is_not_an_image_file(tmp_path, monkeypatch):
 def test_unacceptable_images_are_named(image, error, match):
     with pytest.raises(error, match=match):
         load_images(image)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_floats_that_rounding_takes_out_of_range_are_clamped(dtype):
+    """As after an antialiased resize, whose weights sum up to 1 within rounding."""
+    values = torch.tensor([[-9e-6, 0.0, 0.5, 1.0, 1 + 9e-6]], dtype=dtype)
+    for image in (values, values.numpy(), Image.fromarray(values.float().numpy())):
+        assert load_images(image)[0][0, 0].tolist() == [[0.0, 0.0, 0.5, 1.0, 1.0]]
+    for overshoot in (-1.1e-5, 1 + 1.2e-5):
+        with pytest.raises(ValueError, match=r"must have values in \[0, 1\], got values from"):
+            load_images(torch.full((2, 2), overshoot, dtype=dtype))
+
+
+def test_a_picture_with_broken_exif_is_read(tmp_path):
+    Image.fromarray(gradient()).save(tmp_path / "a.webp", exif=b"garbage", lossless=True)
+    expected = as_tensor(gradient())
+    with Image.open(tmp_path / "a.webp") as opened:
+        assert torch.equal(load_images(opened)[0], expected)
+    assert torch.equal(load_images(load_image(tmp_path / "a.webp"))[0], expected)
+
+
+def test_large_pictures_are_shrunk_for_their_resolution(tmp_path, monkeypatch):
+    """They keep their size, and are processed at that of a picture which is not shrunk."""
+    array = np.linspace(0, 255, 99 * 201).reshape(99, 201).round().astype(np.uint8)
+    Image.fromarray(array).convert("RGB").save(tmp_path / "a.png")
+    (whole,) = process_images(Image.open(tmp_path / "a.png"), 24, "bilinear", 8)
+    monkeypatch.setattr("depthfm_diffusers.pictures.reading.SHRINK_ABOVE", 10_000)
+    with Image.open(tmp_path / "a.png") as opened:
+        (small,) = process_images(opened, 24, "bilinear", 8)
+        assert opened.size == (201, 99)
+    (read,) = process_images(load_picture(tmp_path / "a.png", processing_resolution=24), 24, "bilinear", 8)
+    for one in (small, read):
+        assert one.original_size == whole.original_size == (99, 201)
+        assert one.padding == whole.padding
+        assert not torch.equal(one.pixels, whole.pixels)
+        torch.testing.assert_close(one.pixels, whole.pixels, rtol=0, atol=0.03)
+    (native,) = process_images(load_picture(tmp_path / "a.png"), 0, "bilinear", 8)
+    assert torch.equal(unpad(native.pixels, native.padding), as_tensor(np.stack([array] * 3, -1)) * 2 - 1)
 
 
 @settings(max_examples=200, deadline=None)

@@ -104,7 +104,7 @@ def adherence(args: argparse.Namespace) -> int:
     # Errors in the data are found before a model is looked for.
     if "shuffled" in args.conditions:
         draw_partners(len(files), args.seed)
-    images = prompted_images(files, args.prompt, args.prompts)
+    images = prompted_images(files, args.prompt, args.prompts, args.max_pixels)
     check_images(images)
     folders = resolve_synthesis_models(args.base, args.controlnet, args.model, args.variant)
     dtype = getattr(torch, args.dtype)

@@ -48,6 +48,12 @@ def add_images(parser: argparse.ArgumentParser, nargs: str = "+") -> None:
         metavar="IMAGE",
         help="image file, folder (the images directly in it) or quoted pattern ('photos/**/*.jpg')",
     )
+    parser.add_argument(
+        "--max-pixels",
+        type=positive,
+        metavar="N",
+        help="most pixels that an image may have, by its header (default: 120000000)",
+    )
 
 
 def add_model_arguments(parser: argparse._ActionsContainer) -> None:

@@ -92,4 +92,4 @@ def _predictions(
     run = describe_run(pipe, settings, args.model or model_folder.name, model_fingerprint(model_folder))
     run["settings"]["colormap"] = args.colormap
     folder.begin_run({**run, "variant": args.variant}, inputs)
-    yield from predict_files(pipe, inputs, folder, settings)
+    yield from predict_files(pipe, inputs, folder, settings, args.max_pixels)

@@ -218,13 +218,16 @@ def _read_sources(args: argparse.Namespace, folder: SynthesisFolder) -> tuple[Sy
     from ..inference.synthesis_inputs import SynthesisSources, read_depth_file, read_mask_file
 
     depth_file = args.log_depth if args.depth is None else args.depth
-    log_depth = None if depth_file is None else read_depth_file(depth_file, is_log=args.depth is None)
-    mask = None if args.mask is None else read_mask_file(args.mask)
+    log_depth = None if depth_file is None else read_depth_file(depth_file, args.depth is None, args.max_pixels)
+    mask = None if args.mask is None else read_mask_file(args.mask, args.max_pixels)
     files, failures = collect_inputs(args.images or [depth_file], skip=folder.results())
     if depth_file is not None and len(files) > 1:
         raise ValueError(f"{args.images[0]} stands for {len(files)} images, but {depth_file} is the depth of one.")
     is_log = args.log_depth is not None
-    return SynthesisSources(files, depth_file, log_depth, bool(args.images), args.mask, mask, is_log), failures
+    sources = SynthesisSources(
+        files, depth_file, log_depth, bool(args.images), args.mask, mask, is_log, args.max_pixels
+    )
+    return sources, failures
 
 
 def _synthesized(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 UINT16_MAX = 65535
+PIXELS_AT_ONCE = 2**20
 
 
 def colorize_depth(depth: np.ndarray, colormap: str = "Spectral") -> np.ndarray:
@@ -25,7 +27,8 @@ def colorize_depth(depth: np.ndarray, colormap: str = "Spectral") -> np.ndarray:
     Raises:
         ValueError: If `depth` has another shape, is not finite or leaves [0, 1], or if matplotlib has no `colormap`.
     """
-    return (_colormap(colormap)(_checked(depth))[..., :3] * 255).round().astype(np.uint8)
+    colours = _colormap(colormap)
+    return _by_rows(_checked(depth), lambda rows: (colours(rows)[..., :3] * 255).round().astype(np.uint8))
 
 
 def check_colormap(colormap: str) -> None:
@@ -45,7 +48,7 @@ def depth_to_uint16(depth: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: If `depth` has another shape, is not finite or leaves [0, 1].
     """
-    return (_checked(depth).astype(np.float64) * UINT16_MAX).round().astype(np.uint16)
+    return _by_rows(_checked(depth), lambda rows: (rows.astype(np.float64) * UINT16_MAX).round().astype(np.uint16))
 
 
 def save_image(path: str | os.PathLike[str], array: np.ndarray) -> None:
@@ -56,6 +59,12 @@ def save_image(path: str | os.PathLike[str], array: np.ndarray) -> None:
         array: The picture.
     """
     Image.fromarray(np.ascontiguousarray(array)).save(path, format="PNG")
+
+
+def _by_rows(depth: np.ndarray, convert: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Converts some rows at a time: in float64, colours take 32 bytes per pixel."""
+    rows = max(1, PIXELS_AT_ONCE // depth.shape[1])
+    return np.concatenate([convert(depth[start : start + rows]) for start in range(0, len(depth), rows)])
 
 
 def _colormap(name: str) -> Any:

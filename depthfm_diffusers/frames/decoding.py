@@ -1,8 +1,11 @@
 """Decodes frames and captioned images, wherever their bytes come from.
 
-Images are 8 bit: grey, palette and other modes become RGB, and transparency is dropped. An EXIF orientation is applied
-only to images without depth. Depth is 16-bit grey (PNG, TIFF) in counts of `depth_scale` metres, or floating
-point (32-bit TIFF, `.npy`).
+Images become 8-bit sRGB by the rules of `depthfm_diffusers.pictures.colour`, as they do at inference. Depth is 16-bit
+grey (PNG, TIFF) in counts of `depth_scale` metres, or floating point (32-bit TIFF, `.npy`).
+
+Images without depth are turned upright by their EXIF orientation. Depth belongs to the pixels as stored, or to the
+upright image if it was predicted. The sizes tell which of the two, for an image on its side; where they do not, the
+frame is refused.
 """
 
 from __future__ import annotations
@@ -15,12 +18,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from ..pictures import Picture, PictureError, picture_bytes, read_picture
 from .frame import CaptionedImage, Frame, FrameError
 
-# What a folder is searched for.
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".gif", ".pgm", ".ppm")
 COUNT_MODES = ("I;16", "I;16L", "I;16B", "I")
 METRES_PER_COUNT = 0.001
 NPY_MAGIC = b"\x93NUMPY"
@@ -42,6 +44,7 @@ class EncodedFrame:
             integers), `depth_scale` (metres per stored unit; 0.001 for integers, 1 for floating point) and
             `sky_value` (the stored number that means sky), or a caption. Numbers may be given as text; other fields
             are ignored.
+        max_pixels: Most pixels that a picture may have; `None`: 120 million.
     """
 
     key: str
@@ -52,6 +55,7 @@ class EncodedFrame:
     image_field: str
     depth_field: str
     metadata: Mapping[str, Any]
+    max_pixels: int | None = None
 
     def error(self, message: str) -> FrameError:
         """Returns an error that names this frame."""
@@ -71,8 +75,9 @@ def decode_frame(encoded: EncodedFrame) -> Frame:
     Raises:
         FrameError: Naming the frame and the field that cannot be used.
     """
-    image = decode_image(encoded)
-    stored = _decode_depth(encoded)
+    stored, orientation = _decode_depth(encoded)
+    picture = open_picture(encoded, encoded.image, encoded.image_field)
+    image = decode_image(encoded, orient_with_depth(encoded, picture, stored.shape, orientation))
     if stored.shape != image.shape[:2]:
         sizes = [f"{array.shape[1]}x{array.shape[0]}" for array in (image, stored)]
         raise encoded.error(
@@ -88,7 +93,7 @@ def decode_captioned_image(encoded: EncodedFrame, caption_names: Sequence[str]) 
     Raises:
         FrameError: If the image cannot be decoded, or the caption is not text.
     """
-    image = decode_image(encoded, upright=True)
+    image = decode_image(encoded, open_picture(encoded, encoded.image, encoded.image_field).upright())
     caption = next((encoded.metadata[name] for name in caption_names if name in encoded.metadata), None)
     if caption is not None and not isinstance(caption, str):
         raise encoded.error(f"its caption is {type(caption).__name__}, not text: {caption!r}.")
@@ -105,8 +110,8 @@ def _given(metadata: Mapping[str, Any], field: str) -> bool:
     return value is not None and not (isinstance(value, str) and not value.strip())  # an empty cell of a CSV file
 
 
-def open_picture(encoded: EncodedFrame, content: bytes, field: str) -> Image.Image:
-    """Decodes a picture.
+def open_picture(encoded: EncodedFrame, content: bytes, field: str) -> Picture:
+    """Decodes a picture of a frame.
 
     Raises:
         FrameError: Naming the frame and the field, if it cannot be decoded.
@@ -114,35 +119,54 @@ def open_picture(encoded: EncodedFrame, content: bytes, field: str) -> Image.Ima
     if not content:
         raise encoded.error(f"{field} is empty.")
     try:
-        picture = Image.open(io.BytesIO(content))
-        picture.load()
-    except Exception as error:  # decoders raise errors of many types
-        # Pillow's message has the address of the buffer, which does not help.
-        reason = str(error) if "BytesIO" not in str(error) else "not a picture that Pillow knows"
-        raise encoded.error(f"{field} is not a readable image ({reason}).") from error
-    return picture
+        return read_picture(content, f"{field} of frame {encoded.key!r} of {encoded.origin}", encoded.max_pixels)
+    except PictureError as error:
+        raise encoded.error(f"{field} is not a readable image ({error.reason}).") from error
 
 
-def decode_image(encoded: EncodedFrame, upright: bool = False) -> np.ndarray:
-    """Decodes the image of a frame: H×W×3, uint8.
+def decode_image(encoded: EncodedFrame, image: Image.Image) -> np.ndarray:
+    """Makes the array of a frame's image: H×W×3, uint8, sRGB.
+
+    Raises:
+        FrameError: If its pixels have values that are none of an image.
+    """
+    try:
+        return picture_bytes(image)
+    except ValueError as error:
+        raise encoded.error(f"{encoded.image_field} cannot be read: {error}.") from error
+
+
+def orient_with_depth(
+    encoded: EncodedFrame, picture: Picture, depth_shape: Sequence[int], depth_orientation: int
+) -> Image.Image:
+    """Returns the image of a frame turned as its depth is.
 
     Args:
         encoded: The frame.
-        upright: Whether an EXIF orientation is applied. With depth it must not be: the depth map fits the stored
-            pixels.
+        picture: Its image.
+        depth_shape: Height and width of its depth, as stored.
+        depth_orientation: EXIF orientation of the depth's file, 1 if it has none.
 
     Raises:
-        FrameError: If it cannot be decoded, or has more than 8 bits per channel.
+        FrameError: If the depth may belong to the pixels as stored or as turned.
     """
-    picture = open_picture(encoded, encoded.image, encoded.image_field)
-    if picture.mode == "F" or picture.mode.startswith("I"):
-        raise encoded.error(f"{encoded.image_field} has mode {picture.mode!r}, not 8 bits per channel.")
-    picture.info.pop("transparency", None)  # dropped; Pillow would warn
-    return np.asarray((ImageOps.exif_transpose(picture) if upright else picture).convert("RGB"))
+    if picture.orientation == depth_orientation:
+        return picture.image
+    stored, turned = picture.stored_size[::-1], picture.size[::-1]
+    if stored != turned and depth_orientation == 1:
+        if tuple(depth_shape) == turned:
+            return picture.upright()
+        if tuple(depth_shape) == stored:
+            return picture.image
+    raise encoded.error(
+        f"{encoded.image_field} has the EXIF orientation {picture.orientation}, {encoded.depth_field} has "
+        f"{depth_orientation} (1: none): the sizes do not tell whether the depth belongs to the pixels as stored or "
+        "as turned. Turn the pixels of the one that is not upright, and remove the orientation."
+    )
 
 
-def _decode_depth(encoded: EncodedFrame) -> np.ndarray:
-    """Returns the depth as stored: H×W, of an integer or a floating-point type."""
+def _decode_depth(encoded: EncodedFrame) -> tuple[np.ndarray, int]:
+    """Returns the depth as stored, H×W, of an integer or a floating-point type; and its EXIF orientation."""
     field = encoded.depth_field
     if encoded.depth.startswith(NPY_MAGIC):
         try:
@@ -153,11 +177,11 @@ def _decode_depth(encoded: EncodedFrame) -> np.ndarray:
             raise encoded.error(
                 f"{field} is an array of {stored.dtype} and shape {stored.shape}, not floating point and HxW."
             )
-        return stored
+        return stored, 1
     picture = open_picture(encoded, encoded.depth, field)
-    if picture.mode != "F" and picture.mode not in COUNT_MODES:
-        raise encoded.error(f"{field} has mode {picture.mode!r}, not 16-bit grey or 32-bit floating point.")
-    return np.asarray(picture)
+    if picture.image.mode != "F" and picture.image.mode not in COUNT_MODES:
+        raise encoded.error(f"{field} has mode {picture.image.mode!r}, not 16-bit grey or 32-bit floating point.")
+    return np.asarray(picture.image), picture.orientation
 
 
 def _to_metres(encoded: EncodedFrame, stored: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:

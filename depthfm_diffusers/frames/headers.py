@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
 
+from ..pictures import PictureError, picture_header, read_picture
 from .decoding import COUNT_MODES, NPY_MAGIC
 from .stored_files import StoredFile
 
@@ -15,13 +15,21 @@ PNG_GREY = 0
 
 
 def picture_size(stored: StoredFile) -> tuple[int, int]:
-    """Returns width and height of a picture.
+    """Returns width and height of a picture, as stored.
 
     Raises:
-        ValueError: If Pillow does not know it.
+        ValueError: If it cannot be opened.
     """
     with stored.open() as file:
-        return _open_picture(file).size
+        return _header(file)[0]
+
+
+def is_on_its_side(stored: StoredFile) -> bool:
+    """Returns whether a picture's EXIF orientation exchanges width and height; decodes the picture."""
+    try:
+        return read_picture(stored.read()).orientation >= 5
+    except PictureError:
+        return False  # which is reported when it is read
 
 
 def png16_size(stored: StoredFile) -> tuple[int, int]:
@@ -84,14 +92,14 @@ def depth_size(stored: StoredFile) -> tuple[int, int]:
         if magic == PNG_MAGIC:
             return png16_size(stored)
         file.seek(0)
-        picture = _open_picture(file)
-        if picture.mode != "F" and picture.mode not in COUNT_MODES:
-            raise ValueError(f"has mode {picture.mode!r}, not 16-bit grey or 32-bit floating point")
-        return picture.size
+        size, mode = _header(file)
+        if mode != "F" and mode not in COUNT_MODES:
+            raise ValueError(f"has mode {mode!r}, not 16-bit grey or 32-bit floating point")
+        return size
 
 
-def _open_picture(file: BinaryIO) -> Image.Image:
+def _header(file: BinaryIO) -> tuple[tuple[int, int], str]:
     try:
-        return Image.open(file)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError("is not a picture that Pillow can open") from error
+        return picture_header(file)
+    except PictureError as error:
+        raise ValueError(f"is not a picture that Pillow can open ({error.reason})") from error

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..pictures import IMAGE_SUFFIXES, choose_pictures
 from ..utils.folders import files_below
-from .decoding import IMAGE_SUFFIXES, EncodedFrame, frame_error, has_camera
+from .decoding import EncodedFrame, frame_error, has_camera
 from .reader import FrameReader, first_few
 from .rows import read_rows
 from .stored_files import StoredFile
@@ -101,7 +102,7 @@ class ImageFileReader(FrameReader):
     KIND = "File"
 
     def __init__(self, folder: Path) -> None:
-        self.files = [path for path in files_below(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
+        self.files = choose_pictures(folder, files_below(folder))
         self.keys = [path.relative_to(folder).as_posix() for path in self.files]
         self.scenes = None
 

@@ -8,7 +8,12 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
 # The ends of the open range of a number, if it has one.
-RANGES = {"weight": (0.0, math.inf), "depth_scale": (0.0, math.inf), "fov_x_deg": (0.0, 180.0)}
+RANGES = {
+    "weight": (0.0, math.inf),
+    "max_pixels": (0.0, math.inf),
+    "depth_scale": (0.0, math.inf),
+    "fov_x_deg": (0.0, 180.0),
+}
 
 
 @dataclass(frozen=True)
@@ -20,6 +25,7 @@ class ImageSourceConfig:
         weight: How often batches are drawn from this source, relative to the others; positive.
         format: One of `FORMATS`; `auto` decides by what is at the path.
         image_column: Column (Parquet, image folder) or extension (WebDataset) of the image.
+        max_pixels: Most pixels that a picture may have, checked before it is decoded; `None`: 120 million.
         resolution: Height and width of its training samples, pixels, in place of `--resolution`; each at least 1.
 
     Raises:
@@ -31,6 +37,7 @@ class ImageSourceConfig:
     weight: float = 1.0
     format: str = "auto"
     image_column: str | None = None
+    max_pixels: int | None = None
     resolution: tuple[int, int] | None = None
 
     FORMATS: ClassVar[tuple[str, ...]] = ("auto", "webdataset", "parquet", "imagefolder")
@@ -51,6 +58,8 @@ class ImageSourceConfig:
                 raise TypeError(f"Data source {self.name}: {field.name} must be text, got {value!r}.")
             if "float" in kind and (isinstance(value, bool) or not isinstance(value, (int, float))):
                 raise TypeError(f"Data source {self.name}: {field.name} must be a number, got {value!r}.")
+            if kind.startswith("int") and (isinstance(value, bool) or not isinstance(value, int)):
+                raise TypeError(f"Data source {self.name}: {field.name} must be an integer, got {value!r}.")
             low, high = RANGES.get(field.name, (None, None))
             if low is not None and not low < value < high:
                 raise ValueError(

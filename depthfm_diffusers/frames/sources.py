@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item", Frame, CaptionedImage)
 # Settings of a source that do not change what its frames hold.
-NOT_CONTENT = ("path", "weight", "format", "resolution")
+NOT_CONTENT = ("path", "weight", "format", "resolution", "max_pixels")
 
 
 class DataSource(ABC, Generic[Item]):
@@ -89,7 +89,8 @@ class DataSource(ABC, Generic[Item]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"Frame {index} of {len(self)} in data source {self.config.name}.")
         index %= len(self)
-        return self.decode(replace(self.reader.encoded(index), scene=self.scenes[index]))
+        encoded = replace(self.reader.encoded(index), scene=self.scenes[index], max_pixels=self.config.max_pixels)
+        return self.decode(encoded)
 
     def fingerprint(self) -> str:
         """Computes a hash of the files' content and names and of the settings that change frames; reads every file.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..frames.decoding import IMAGE_SUFFIXES
+from ..pictures import COMMON_SUFFIXES, choose_pictures
 from ..utils.errors import describe_error
 from ..utils.folders import expand_pattern, is_junk
 
@@ -31,7 +31,8 @@ def collect_inputs(
 ) -> tuple[list[Path], list[InputFailure]]:
     """Finds the files that arguments name.
 
-    A file stands for itself. A folder stands for the image files directly in it (by suffix, hidden ones left out).
+    A file stands for itself. A folder stands for the image files directly in it (by suffix, hidden ones left out);
+    the log says which others are left out.
     Any other argument with `*`, `?` or `[` in it is a pattern, `**` reaching into subfolders, and stands for the files
     that match, without what is hidden or of a system. Folders and patterns are listed in sorted order; a file that is
     named twice is taken once.
@@ -47,7 +48,7 @@ def collect_inputs(
     files: dict[str, Path] = {}
     failures = []
     for argument in (os.fspath(argument) for argument in arguments):
-        found, reason = _expand(argument)
+        found, reason = _expand(argument, skipped)
         named_itself = os.path.isfile(argument)
         kept = [path for path in found if named_itself or os.path.normcase(path) not in skipped]
         if found and not kept:
@@ -59,16 +60,18 @@ def collect_inputs(
     return list(files.values()), failures
 
 
-def _expand(argument: str) -> tuple[list[Path], str]:
-    """Returns the files that one argument stands for, and why there is none."""
+def _expand(argument: str, skipped: Container[str]) -> tuple[list[Path], str]:
+    """Returns the files that one argument stands for, and why there is none; `skipped` files are not spoken of."""
     path = Path(argument)
     try:
         if os.path.isfile(path):
             return [_absolute(path)], ""
         if os.path.isdir(path):
-            entries = (entry for entry in sorted(path.iterdir()) if entry.suffix.lower() in IMAGE_SUFFIXES)
-            found = [_absolute(entry) for entry in entries if entry.is_file() and not is_junk(entry.name)]
-            return found, f"the folder has no image files directly in it ({', '.join(sorted(IMAGE_SUFFIXES))})"
+            entries = (entry for entry in sorted(path.iterdir()) if not is_junk(entry.name))
+            files = [_absolute(entry) for entry in entries if entry.is_file()]
+            results = [file for file in files if os.path.normcase(file) in skipped]
+            found = choose_pictures(_absolute(path), files, results)
+            return found, f"the folder has no image files directly in it ({COMMON_SUFFIXES})"
         if os.path.lexists(path):
             reason = "a broken link" if path.is_symlink() else "neither a file nor a folder"
             return [], reason

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..image_processing import load_image
+from ..image_processing import load_picture
 from ..pipelines.depthfm.pipeline_depthfm import DepthFMPipeline
 
 
@@ -87,6 +87,7 @@ def predict_image(
     image: Any,
     settings: PredictionSettings = PredictionSettings(),
     output_uncertainty: bool = False,
+    max_pixels: int | None = None,
 ) -> Prediction:
     """Predicts one image.
 
@@ -95,6 +96,7 @@ def predict_image(
         image: An image file, or one image of any kind that `DepthFMPipeline` takes.
         settings: How.
         output_uncertainty: Whether the spread of the ensemble is returned; needs an ensemble of at least 2.
+        max_pixels: Most pixels that an image file may have; `None`: 120 million.
 
     Returns:
         The maps, of the size of the image.
@@ -106,7 +108,7 @@ def predict_image(
         RuntimeError: If the network's output is not finite.
     """
     if isinstance(image, (str, Path)):
-        image = load_image(image)
+        image = load_picture(image, max_pixels, settings.resolve(pipe).processing_resolution or 0)
     depth, log_depth, uncertainty, *_ = pipe(
         image, **settings.call_arguments(), output_uncertainty=output_uncertainty, return_dict=False
     )

@@ -98,7 +98,11 @@ def describe_run(pipe: DepthFMPipeline, settings: PredictionSettings, model: str
 
 
 def predict_files(
-    pipe: DepthFMPipeline, inputs: Sequence[Path], folder: PredictionFolder, settings: PredictionSettings
+    pipe: DepthFMPipeline,
+    inputs: Sequence[Path],
+    folder: PredictionFolder,
+    settings: PredictionSettings,
+    max_pixels: int | None = None,
 ) -> Iterator[InputFailure | None]:
     """Predicts the depth of files, one after the other; a bad file does not stop the others.
 
@@ -107,13 +111,14 @@ def predict_files(
         inputs: Absolute paths of image files.
         folder: Where the results go; `begin_run` has been called.
         settings: How to predict.
+        max_pixels: Most pixels that an input may have; `None`: 120 million.
 
     Yields:
         For each input, `None` once its result is written, or why there is none.
     """
 
     def predict(source: Path) -> Iterator[None]:
-        folder.add_prediction(source, predict_image(pipe, source, settings))
+        folder.add_prediction(source, predict_image(pipe, source, settings, max_pixels=max_pixels))
         yield None
 
     return process_each(inputs, predict)

@@ -212,7 +212,7 @@ def _synthesize_file(
 ) -> Iterator[SynthesizedImage]:
     """Makes the images of one file; its depth is estimated with the first."""
     entry = folder.begin_result(source, seeds)
-    photo = load_image(source) if sources.has_photos else None
+    photo = load_image(source, sources.max_pixels) if sources.has_photos else None
     log_depth: Any = sources.log_depth
     size = (photo.height, photo.width) if photo is not None else (log_depth.shape[-2], log_depth.shape[-1])
     arguments = settings.pipeline_arguments()

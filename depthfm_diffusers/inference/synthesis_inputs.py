@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from ..image_processing import load_image
-from ..pipelines.depthfm_controlnet.controlnet_inputs import load_log_depths
+from ..pictures import picture_grey
+from ..pipelines.depthfm_controlnet.controlnet_inputs import MASK_THRESHOLD, load_log_depths
 from ..utils.files import file_sha256
 
 
@@ -29,6 +30,7 @@ class SynthesisSources:
         mask_file: For inpainting, the file of the mask.
         mask: The mask.
         is_log_file: Whether `depth_file` holds log depth, not depth.
+        max_pixels: Most pixels that a photo may have; `None`: 120 million.
     """
 
     files: Sequence[Path]
@@ -38,6 +40,7 @@ class SynthesisSources:
     mask_file: Path | None = None
     mask: Image.Image | None = None
     is_log_file: bool = False
+    max_pixels: int | None = None
 
     def protected(self) -> list[Path]:
         """Returns all files that are read; they may be in the output folder and must not be overwritten."""
@@ -53,12 +56,13 @@ class SynthesisSources:
         }
 
 
-def read_depth_file(path: Path, is_log: bool) -> torch.Tensor:
+def read_depth_file(path: Path, is_log: bool, max_pixels: int | None = None) -> torch.Tensor:
     """Reads a depth map that is given instead of estimated.
 
     Args:
         path: `.npy`, or for depth a picture of 16 or 32 bit.
         is_log: Whether it is log depth, as in `NAME_log_depth.npy`, instead of depth.
+        max_pixels: Most pixels that a picture may have; `None`: 120 million.
 
     Returns:
         Its log depth, 1×1×H×W.
@@ -74,7 +78,7 @@ def read_depth_file(path: Path, is_log: bool) -> torch.Tensor:
         elif is_log:
             raise ValueError("log depth is read from .npy files.")
         else:
-            value = load_image(path)
+            value = load_image(path, max_pixels)
         maps = load_log_depths(None, value) if is_log else load_log_depths(value, None)
     except (ValueError, TypeError, EOFError) as error:
         raise ValueError(f"depth file {path}: {error}") from error
@@ -83,14 +87,18 @@ def read_depth_file(path: Path, is_log: bool) -> torch.Tensor:
     return maps[0]
 
 
-def read_mask_file(path: Path) -> Image.Image:
+def read_mask_file(path: Path, max_pixels: int | None = None) -> Image.Image:
     """Reads the mask of an inpainting.
+
+    Args:
+        path: The picture.
+        max_pixels: Most pixels that it may have; `None`: 120 million.
 
     Raises:
         OSError: If the file cannot be read.
-        ValueError: If it is no picture, or black everywhere.
+        ValueError: If it is no picture, or black everywhere: darker than mid-grey.
     """
-    mask = load_image(path)
-    if mask.convert("L").getbbox() is None:
+    mask = load_image(path, max_pixels)
+    if not (picture_grey(mask) >= MASK_THRESHOLD).any():
         raise ValueError(f"mask {path}: it is black everywhere; paint white what is to be generated anew.")
     return mask

@@ -108,3 +108,13 @@ def test_json_refuses_nan(tmp_path):
     with pytest.raises(ValueError, match="JSON compliant"):
         save_json(tmp_path / "m.json", {"x": float("nan")})
     assert not list(tmp_path.iterdir())
+
+
+def test_large_maps_are_converted_in_parts(monkeypatch):
+    depth = np.linspace(0, 1, 7 * 5, dtype=np.float32).reshape(7, 5)
+    whole = colorize_depth(depth), depth_to_uint16(depth)
+    monkeypatch.setattr("depthfm_diffusers.export.images.PIXELS_AT_ONCE", 11)
+    parts = colorize_depth(depth), depth_to_uint16(depth)
+    for one, other in zip(whole, parts, strict=True):
+        assert np.array_equal(one, other)
+        assert one.dtype == other.dtype

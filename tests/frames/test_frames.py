@@ -143,7 +143,7 @@ def floating(value: float) -> bytes:
         ({"depth": b""}, "depth.png is empty"),
         ({"image": b"no picture"}, r"png is not a readable image \(not a picture that Pillow knows\)"),
         ({"image": png(IMAGE)[:-30]}, "png is not a readable image"),
-        ({"image": png(COUNTS)}, "png has mode 'I;16', not 8 bits"),
+        ({"image": floating(2.0)}, r"png cannot be read: floating point must be in \[0, 1\]"),
         ({"fov_x_deg": 0}, "fov_x_deg is 0.0"),
         ({"fov_x_deg": 180}, "fov_x_deg is 180.0"),
         ({"fov_x_deg": float("nan")}, "fov_x_deg is nan"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from helpers.picture_files import orientation
+from PIL import Image
 
 from depthfm_diffusers.inference.prediction import PredictionSettings, predict_image, predict_log_depth
 
@@ -24,6 +26,20 @@ def test_a_file_an_array_and_a_tensor_give_the_pipelines_maps(pipe, image, tmp_p
     assert predict_image(pipe, image).uncertainty is None
     log_depth = predict_log_depth(pipe, tensor, settings)
     assert np.array_equal(log_depth[0, 0].cpu().numpy(), expected.log_depth[0, ..., 0])
+
+
+def test_a_large_file_is_read_at_a_lower_resolution(pipe, tmp_path, monkeypatch):
+    """Its maps have its size, and are those of the whole file but for the way of resizing."""
+    array = np.linspace(0, 255, 480 * 640).reshape(480, 640).round().astype(np.uint8)
+    Image.fromarray(array).convert("RGB").save(tmp_path / "a.jpg", exif=orientation(6))
+    settings = PredictionSettings(processing_resolution=64)
+    whole = predict_image(pipe, tmp_path / "a.jpg", settings)
+    monkeypatch.setattr("depthfm_diffusers.pictures.reading.SHRINK_ABOVE", 10_000)
+    small = predict_image(pipe, tmp_path / "a.jpg", settings)
+    assert small.depth.shape == whole.depth.shape == (640, 480)
+    assert np.abs(small.depth - whole.depth).max() < 0.1
+    with pytest.raises(ValueError, match=r"a\.jpg is too large"):
+        predict_image(pipe, tmp_path / "a.jpg", max_pixels=1000)
 
 
 def test_log_depths_of_a_batch_from_given_noise(pipe):

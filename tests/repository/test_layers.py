@@ -23,6 +23,7 @@ LAYERS = [
     ["pipelines"],
     ["schedulers", "models", "loaders", "pretrained"],
     ["control_image", "depth_normalization", "frames", "geometry", "image_processing"],
+    ["pictures"],
     ["utils"],
 ]
 HEIGHT = {name: len(LAYERS) - i for i, names in enumerate(LAYERS) for name in names} | {"": len(LAYERS) + 1}

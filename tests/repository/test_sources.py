@@ -35,6 +35,13 @@ def test_no_path_of_one_machine(path):
     assert re.findall(r"(?<![\w.])/(?:home|root|opt|work|tmp|mnt|Users)/\w+", path.read_text(encoding="utf-8")) == []
 
 
+def test_pictures_are_opened_in_one_place():
+    """Elsewhere, formats that start programs would be opened, and no pixels be counted."""
+    opens = re.compile(r"\b(Image|PIL\.Image)\.open\(|\b(imread|exif_transpose)\(|\bimageio\b|\bskimage\.io\b")
+    code = [path for path in CODE if path.relative_to(ROOT).parts[0] in ("depthfm_diffusers", "training")]
+    assert {name(path) for path in code if opens.search(path.read_text(encoding="utf-8"))} == set()
+
+
 def summaries() -> dict[tuple[str, str], str]:
     """The first word of each docstring of a function of the package and the scripts, by where it is."""
     found = {}

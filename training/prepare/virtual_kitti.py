@@ -9,7 +9,6 @@ The layout read is that of the published archives, see docs/prepare_data.md. The
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import sys
 from collections.abc import Sequence
@@ -18,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from prepare_command import HelpFormatter, add_output_options, exit_code, write_prepared
 from shard_writer import FrameRejected, Sample, UnusableFrame
+
+from depthfm_diffusers import pictures
 
 SOURCE = {
     "name": "Virtual KITTI 2",
@@ -147,14 +147,12 @@ def read_picture(root: Path, path: Path, mode: str, wanted: str) -> tuple[bytes,
         raise UnusableFrame("missing_file", root, path, "no such file")
     content = (root / path).read_bytes()
     try:
-        with Image.open(io.BytesIO(content)) as picture:
-            found = picture.mode
-            pixels = np.asarray(picture)
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises SyntaxError for broken PNG chunks
-        raise UnusableFrame("unreadable_file", root, path, "not a readable picture") from error
-    if found != mode:
-        raise UnusableFrame("wrong_format", root, path, f"the picture has mode {found}, not {mode} ({wanted})")
-    return content, pixels
+        picture = pictures.read_picture(content, str(root / path)).image
+    except pictures.PictureError as error:
+        raise UnusableFrame("unreadable_file", root, path, f"not a readable picture ({error.reason})") from error
+    if picture.mode != mode:
+        raise UnusableFrame("wrong_format", root, path, f"the picture has mode {picture.mode}, not {mode} ({wanted})")
+    return content, np.asarray(picture)
 
 
 def encode_frame(frame: KittiFrame, rgb_root: Path, depth_root: Path) -> Sample:

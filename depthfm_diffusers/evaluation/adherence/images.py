@@ -21,14 +21,18 @@ class PromptedImage:
         key: Its name in the report; unique in a set.
         path: The image file.
         prompt: The prompt; may be empty.
+        max_pixels: Most pixels that the file may have; `None`: 120 million.
     """
 
     key: str
     path: Path
     prompt: str
+    max_pixels: int | None = None
 
 
-def prompted_images(files: Sequence[Path], prompt: str = "", prompts: Path | None = None) -> list[PromptedImage]:
+def prompted_images(
+    files: Sequence[Path], prompt: str = "", prompts: Path | None = None, max_pixels: int | None = None
+) -> list[PromptedImage]:
     """Assigns keys and prompts to files.
 
     A key is the file's path below the folder that all files have in common.
@@ -40,6 +44,7 @@ def prompted_images(files: Sequence[Path], prompt: str = "", prompts: Path | Non
             with `file_name` and `text`, as the `metadata.jsonl` of an image folder. File names are relative to the
             folder of `prompts`. If there is no such file, the row is for any image of that name in another folder.
             Rows for other images are ignored.
+        max_pixels: See `PromptedImage`.
 
     Raises:
         OSError: If `prompts` cannot be read.
@@ -47,7 +52,7 @@ def prompted_images(files: Sequence[Path], prompt: str = "", prompts: Path | Non
     """
     find = (lambda file: prompt) if prompts is None else _Prompts(prompts).find
     common = Path(os.path.commonpath([file.parent for file in files])) if files else Path()
-    return [PromptedImage(file.relative_to(common).as_posix(), file, find(file)) for file in files]
+    return [PromptedImage(file.relative_to(common).as_posix(), file, find(file), max_pixels) for file in files]
 
 
 def check_images(images: Sequence[PromptedImage]) -> None:
@@ -63,7 +68,7 @@ def check_images(images: Sequence[PromptedImage]) -> None:
         raise ValueError(f"`images`: two are called {max(keys, key=keys.count)!r}; give each a key of its own.")
     for one in images:
         try:
-            load_image(one.path)
+            load_image(one.path, one.max_pixels)
         except (ValueError, OSError) as error:
             raise ValueError(f"image {one.key!r}: {error}") from error
 

@@ -206,7 +206,7 @@ class _Run:
 
     def _pixels(self, number: int) -> torch.Tensor:
         """Reads a photo: 1×3×H×W in [0, 1]."""
-        return load_images(load_image(self.images[number].path))[0]
+        return load_images(load_image(self.images[number].path, self.images[number].max_pixels))[0]
 
 
 def _picture(image: torch.Tensor) -> NDArray[np.uint8]:

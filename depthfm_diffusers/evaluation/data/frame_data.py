@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ...frames import FrameError, SourceConfig, decode_frame, split_by_scene
 from ...frames.formats import files_in
-from ...frames.headers import depth_size, picture_size
+from ...frames.headers import depth_size, is_on_its_side, picture_size
 from ...frames.pairs import PairReader
 from ...frames.shards import ShardReader
 from ...frames.sources import scene_names
@@ -70,7 +70,7 @@ class FrameData(BenchmarkData):
                 sizes.append(size_of(file))
             except ValueError as error:
                 return f"{file.name} {error}"
-        if sizes[0] != sizes[1]:
+        if sizes[0] != sizes[1] and not (sizes[0] == sizes[1][::-1] and is_on_its_side(image)):
             of_image, of_depth = (f"{width}x{height}" for width, height in sizes)
             return f"{image.name} is {of_image} pixels, {depth.name} is {of_depth}"
         problem = self.size_problem(*sizes[0])

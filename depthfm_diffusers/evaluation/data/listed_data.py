@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ...frames import EncodedFrame
-from ...frames.decoding import decode_image, open_picture
-from ...frames.headers import npy_size, picture_size, png16_size
+from ...frames.decoding import decode_image, open_picture, orient_with_depth
+from ...frames.headers import is_on_its_side, npy_size, picture_size, png16_size
 from ...frames.reader import first_few
 from ...frames.stored_files import StoredFile
 from ...utils.folders import is_junk
@@ -74,8 +74,9 @@ class ListedData(BenchmarkData):
             depth_field=files.depth.name,
             metadata={},
         )
-        image = decode_image(encoded)
-        depth = self._stored_depth(encoded, image.shape[1])
+        picture = open_picture(encoded, encoded.image, encoded.image_field)
+        depth, orientation = self._stored_depth(encoded, picture.stored_size[0])
+        image = decode_image(encoded, orient_with_depth(encoded, picture, depth.shape, orientation))
         mask = None if files.mask is None else _load_array(files.mask.read()) != 0
         known = self._known(encoded, depth, mask)
         metres = np.where(known, depth, 0).astype(np.float64) * (self.config.metres_per_count or 1.0)
@@ -88,13 +89,14 @@ class ListedData(BenchmarkData):
         """Returns the image's files by what they are: the same data are passed on under several paths."""
         return [(what, file.size) for what, file in self.files[index]._asdict().items() if file is not None]
 
-    def _stored_depth(self, encoded: EncodedFrame, width: int) -> NDArray[Any]:
-        """Decodes the depth: H×W, as stored."""
+    def _stored_depth(self, encoded: EncodedFrame, width: int) -> tuple[NDArray[Any], int]:
+        """Decodes the depth, H×W, as stored; and its EXIF orientation."""
         if self.config.depth_format == "png16":
-            return np.asarray(open_picture(encoded, encoded.depth, encoded.depth_field))
+            picture = open_picture(encoded, encoded.depth, encoded.depth_field)
+            return np.asarray(picture.image), picture.orientation
         if self.config.depth_format == "npy":
-            return _load_array(encoded.depth)
-        return np.frombuffer(encoded.depth, dtype="<f4").reshape(-1, width)
+            return _load_array(encoded.depth), 1
+        return np.frombuffer(encoded.depth, dtype="<f4").reshape(-1, width), 1
 
     def _known(self, encoded: EncodedFrame, depth: NDArray[Any], mask: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
         """Returns where depth is known.
@@ -129,7 +131,8 @@ class ListedData(BenchmarkData):
             return f"{image} is {_times(sizes[0])} pixels, not {_times(self.config.image_size)}"
         if files.mask is not None and sizes[2] != sizes[1]:
             return f"{files.mask.name} is {_times(sizes[2])}, {depth} is {_times(sizes[1])}"
-        if sizes[0] != sizes[1] and not self.config.resize_image:
+        is_turned = sizes[0] == sizes[1][::-1] and is_on_its_side(files.image)
+        if sizes[0] != sizes[1] and not (self.config.resize_image or is_turned):
             return f"{image} is {_times(sizes[0])} pixels, {depth} is {_times(sizes[1])}"
         problem = self.size_problem(*sizes[1])
         return f"{depth} {problem}" if problem else None

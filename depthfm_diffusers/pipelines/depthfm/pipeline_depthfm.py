@@ -14,7 +14,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny, DiffusionPipeline, UNet2DC
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils.torch_utils import randn_tensor
 
-from ...image_processing import load_images, process_image
+from ...image_processing import process_images
 from ...loaders.lora import UNetLoraLoaderMixin
 from ...loaders.registration import NativeLibraryNamesMixin
 from ...models.attention_processor import set_self_attention_rescaling
@@ -322,10 +322,7 @@ class DepthFMPipeline(
         processing_resolution, batch_size = operator.index(processing_resolution), operator.index(batch_size)
         if callback_on_step_end_tensor_inputs is None:
             callback_on_step_end_tensor_inputs = ["latents"]
-        images = [
-            process_image(one, processing_resolution, resample_method_input, self.vae_scale_factor)
-            for one in load_images(image)
-        ]
+        images = process_images(image, processing_resolution, resample_method_input, self.vae_scale_factor)
         if output_normals and any(min(output_size(one, match_input_resolution)) < 2 for one in images):
             raise ValueError("`output_normals=True` needs maps of at least 2 pixels along each side.")
         sizes = [latent_size(one, self.vae_scale_factor) for one in images]

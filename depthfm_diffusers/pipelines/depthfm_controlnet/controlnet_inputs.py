@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ...image_processing import load_images
+from ...pictures import picture_grey, upright
+from ...pictures.colour import ROUNDING, unit_values
+
+logger = logging.getLogger(__name__)
+
+# From which value on diffusers repaints a pixel.
+MASK_THRESHOLD = 0.5
 
 Size: TypeAlias = tuple[int, int]
 Pictures: TypeAlias = list[Image.Image] | np.ndarray | torch.Tensor
@@ -154,7 +162,9 @@ def load_masks(mask_image: Any, image_sizes: Sequence[Size]) -> Pictures:
 
     Args:
         mask_image: One mask, or one per image: PIL images, arrays (H×W, H×W×1 or N×H×W×1) or tensors (H×W, 1×H×W or
-            N×1×H×W) in [0, 1], or a list of these.
+            N×1×H×W), or a list of these. Values are as those of images: floats in [0, 1], unsigned integers and
+            pictures of 8 and 16 bits up to the largest value of their type; transparent pixels are white. A mask
+            that repaints nothing or everything is said in the log.
         image_sizes: Height and width of the images that they belong to.
 
     Returns:
@@ -170,21 +180,46 @@ def load_masks(mask_image: Any, image_sizes: Sequence[Size]) -> Pictures:
     inputs = list(mask_image) if isinstance(mask_image, (list, tuple)) else [mask_image]
     masks: list[Image.Image] | torch.Tensor
     if inputs and all(isinstance(one, Image.Image) for one in inputs):
-        masks = [ImageOps.exif_transpose(one) for one in inputs]
+        masks = [_to_mask(one) for one in inputs]
         sizes = [(one.height, one.width) for one in masks]
+        shares = [float((np.asarray(one) >= MASK_THRESHOLD * 255).mean()) for one in masks]
     else:
-        loaded = [one[None] for value in inputs for one in _to_maps("`mask_image`", value, pictures=False)]
+        values = (_scaled(value) for value in inputs)
+        loaded = [one[None] for value in values for one in _to_maps("`mask_image`", value, pictures=False)]
+        shares = [(one >= MASK_THRESHOLD).float().mean().item() for one in loaded]
         sizes = [_size(one) for one in loaded]
-        if any(one.min() < 0 or one.max() > 1 for one in loaded):
+        if any(one.min() < -ROUNDING or one.max() > 1 + ROUNDING for one in loaded):
             raise ValueError("`mask_image` must have values in [0, 1]: 1 where the image is repainted.")
         # What is not of the images' size is refused below, so these can be one tensor.
-        masks = torch.cat(loaded) if loaded and len(set(sizes)) == 1 else []
+        masks = torch.cat(loaded).clamp(0, 1) if loaded and len(set(sizes)) == 1 else []
     if sizes != list(image_sizes) and not (len(sizes) == 1 and set(sizes) == set(image_sizes)):
         raise ValueError(
             "`mask_image` must be one mask of the images' size, or one mask per image of that image's size: images of "
             f"(height, width) {list(image_sizes)}, masks of {sizes}."
         )
+    for share in shares:
+        if share in (0, 1):
+            logger.warning(
+                f"`mask_image` is {'white' if share else 'black'} everywhere: {'all' if share else 'nothing'} of the "
+                f"image is repainted. Pixels of {MASK_THRESHOLD} and more, where white is 1, are repainted."
+            )
     return masks
+
+
+def _to_mask(mask: Image.Image) -> Image.Image:
+    """Makes an upright 8-bit picture of a mask in any mode."""
+    try:
+        values = picture_grey(upright(mask))
+    except ValueError as error:
+        raise ValueError(f"`mask_image` (a PIL image of mode {mask.mode}) cannot be read: {error}.") from error
+    return Image.fromarray((values * 255).round().astype(np.uint8))
+
+
+def _scaled(mask: Any) -> Any:
+    """Scales arrays of unsigned integers, and tensors of uint8, to [0, 1]."""
+    if isinstance(mask, np.ndarray) and mask.dtype.kind == "u":
+        return unit_values(mask)
+    return mask.float() / 255 if isinstance(mask, torch.Tensor) and mask.dtype == torch.uint8 else mask
 
 
 def to_pil(image: torch.Tensor) -> Image.Image:
@@ -210,7 +245,7 @@ def _batch(pictures: Pictures, num_images_per_prompt: int) -> Any:
 def _to_maps(name: str, value: Any, pictures: bool) -> torch.Tensor:
     """Makes one input N×1×H×W, float32 and finite; with `pictures`, PIL images are taken, and all must be positive."""
     if pictures and isinstance(value, Image.Image):
-        value = ImageOps.exif_transpose(value)
+        value = upright(value)
         if not (value.mode in ("I", "F") or value.mode.startswith("I;16")):
             raise ValueError(
                 f"{name} must be a PIL image of 16 or 32 bit (mode I;16, I or F), got mode {value.mode}: 8 bit are "

@@ -368,7 +368,7 @@ def test_refused_depth_maps(depth, log_depth, error, message):
         (None, TypeError, "`mask_image` is missing"),
         (build_mask((48, 64)), ValueError, r"images of \(height, width\) \[\(48, 64\)\], masks of \[\(64, 48\)\]"),
         ([build_mask()] * 2, ValueError, "one mask per image"),
-        (np.full((48, 64), 255, np.uint8), ValueError, r"values in \[0, 1\]"),
+        (np.full((48, 64), 255, np.int32), ValueError, r"values in \[0, 1\]"),
         (np.zeros((48, 64, 3)), ValueError, "H×W, H×W×1"),
         ([], ValueError, "masks of"),
         ("mask.png", TypeError, "`mask_image` must be"),
