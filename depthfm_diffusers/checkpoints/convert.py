@@ -20,6 +20,7 @@ from ..schedulers.scheduling_flow_matching_image_to_depth import FlowMatchingIma
 from ..utils.errors import describe_error
 from .ldm_checkpoint import LdmCheckpoint, load_checkpoint
 from .ldm_unet import convert_unet_state_dict, unet_config_from_hparams
+from .model_files import check_pickled_weights, check_weights
 from .model_folder import halve_weights, save_pipeline
 
 logger = logging.get_logger(__name__)
@@ -141,12 +142,16 @@ def _load_autoencoder(path: Path) -> AutoencoderKL | AutoencoderTiny:
     half_only = (folder / "diffusion_pytorch_model.fp16.safetensors").is_file() and not any(
         folder.glob("diffusion_pytorch_model.[bs]*")
     )
+    variant = "fp16" if half_only else None
     try:
-        return _AUTOENCODERS[class_name].from_pretrained(
-            folder, dtype=torch.float32, variant="fp16" if half_only else None, local_files_only=True
+        check_pickled_weights(folder)
+        vae = _AUTOENCODERS[class_name].from_pretrained(
+            folder, dtype=torch.float32, variant=variant, local_files_only=True
         )
+        check_weights(folder, vae, variant)
     except Exception as error:
         raise ValueError(f"`vae` {folder} could not be loaded: {describe_error(error)}") from error
+    return vae
 
 
 def _check_output(output: Path, overwrite: bool, checkpoint: Path) -> None:

@@ -15,7 +15,7 @@ from ..utils.errors import describe_error
 from .model_files import (
     REPOSITORY_NAME,
     check_component_files,
-    check_no_tensor_is_missing,
+    check_weights,
     component_names,
     files_fingerprint,
     model_files,
@@ -105,8 +105,8 @@ def load_pipeline(
         The pipeline, on the device.
 
     Raises:
-        ValueError: If the model cannot be loaded, its weight files lack tensors, or the device cannot be
-            used.
+        ValueError: If the model cannot be loaded, its weight files lack tensors or have values that are not finite,
+            or the device cannot be used.
     """
     try:
         pipe = DepthFMPipeline.from_pretrained(folder, dtype=dtype, variant=variant, local_files_only=True)
@@ -115,7 +115,7 @@ def load_pipeline(
     for name in component_names(read_model_index(folder)):
         component = getattr(pipe, name)
         if isinstance(component, torch.nn.Module):
-            check_no_tensor_is_missing(folder / name, component, variant)
+            check_weights(folder / name, component, variant)
     return move_to_device(pipe, device)
 
 
