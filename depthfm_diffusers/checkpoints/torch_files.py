@@ -23,7 +23,7 @@ def read_torch_file(path: Path, what: str, trust_pickle: bool = False) -> Any:
     checksums.
 
     Args:
-        path: The file.
+        path: The file, which begins as one of `torch.save`.
         what: What errors call it.
         trust_pickle: Whether to read it by unrestricted unpickling, which can run any code that it contains.
 
@@ -31,19 +31,11 @@ def read_torch_file(path: Path, what: str, trust_pickle: bool = False) -> Any:
         The content. Large tensors may be mapped from the file, not copied.
 
     Raises:
-        FileNotFoundError: If there is no such file.
         ImportError: If objects in a trusted file need a package that is not installed.
-        ValueError: If it is not a file of `torch.save`, is damaged or compressed, or needs `trust_pickle`.
+        ValueError: If it is damaged or compressed, holds something else, or needs `trust_pickle`.
     """
-    if not path.exists():
-        raise FileNotFoundError(f"{what} {path} does not exist.")
-    if not path.is_file():
-        raise ValueError(f"{what} {path} is not a file.")
     with path.open("rb") as file:
-        magic = file.read(4)
-    is_zip = magic.startswith(b"PK")
-    if not is_zip and not magic.startswith(b"\x80"):
-        raise ValueError(f"{what} {path} is not a file saved by torch.save, nor a safetensors file.")
+        is_zip = file.read(2) == b"PK"
     records = check_archive(path, what) if is_zip else None
     lengths: Counter[int] = Counter()
 
@@ -52,10 +44,13 @@ def read_torch_file(path: Path, what: str, trust_pickle: bool = False) -> Any:
             lengths[storage.nbytes()] += 1
         return storage
 
+    # Only the current format can be mapped into memory, and torch reads what is called `.safetensors` in another way.
+    mapped = is_zip and path.suffix != ".safetensors"
     try:
-        with torch.serialization.safe_globals(_NUMPY_STAND_INS):
-            # Only the current format can be mapped into memory.
-            content = torch.load(path, map_location=on_the_cpu, weights_only=not trust_pickle, mmap=is_zip)
+        with torch.serialization.safe_globals(_NUMPY_STAND_INS), path.open("rb") as file:
+            content = torch.load(
+                path if mapped else file, map_location=on_the_cpu, weights_only=not trust_pickle, mmap=mapped
+            )
     except ModuleNotFoundError as error:
         raise ImportError(_missing_module_message(path, what, error)) from error
     except Exception as error:
