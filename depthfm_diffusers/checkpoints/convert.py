@@ -147,19 +147,31 @@ def _build_pipeline(
     )
 
 
-def _load_autoencoder(path: Path, trust_pickle: bool) -> tuple[AutoencoderKL | AutoencoderTiny, list[str]]:
-    """Loads an autoencoder in float32 from its folder, the subfolder `vae` of a model folder, or a single file.
+def find_autoencoder(path: Path) -> Path:
+    """Returns where an autoencoder is: the path itself, of a file or a folder, or its subfolder `vae`.
 
-    Also returns what was assumed of a single file.
+    Raises:
+        FileNotFoundError: If there is none.
     """
     if path.is_file():
-        return load_autoencoder_file(path, trust_pickle)
+        return path
     folder = next((f for f in (path, path / "vae") if (f / "config.json").is_file()), None)
     if folder is None:
         raise FileNotFoundError(
             f"`vae` {path} is neither a file nor a folder with an autoencoder: it has neither config.json nor "
             "vae/config.json."
         )
+    return folder
+
+
+def _load_autoencoder(path: Path, trust_pickle: bool) -> tuple[AutoencoderKL | AutoencoderTiny, list[str]]:
+    """Loads an autoencoder in float32 from its folder, the subfolder `vae` of a model folder, or a single file.
+
+    Also returns what was assumed of a single file.
+    """
+    folder = find_autoencoder(path)
+    if folder.is_file():
+        return load_autoencoder_file(folder, trust_pickle)
     try:
         class_name = json.loads((folder / "config.json").read_text()).get("_class_name")
     except (ValueError, AttributeError) as error:

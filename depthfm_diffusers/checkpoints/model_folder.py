@@ -42,7 +42,8 @@ def resolve_model(model: str | None = None, variant: str | None = None) -> Path:
     folder = default_model_path() if model is None else Path(model).expanduser()
     if model is not None and not folder.is_dir():
         if folder.exists() or not REPOSITORY_NAME.fullmatch(model):
-            raise FileNotFoundError(f"model {model}: no such folder (nor is it the name of a Hub repository).")
+            hint = " It is a file: convert it with `depthfm convert`." if folder.is_file() else ""
+            raise FileNotFoundError(f"model {model}: no such folder (nor is it the name of a Hub repository).{hint}")
         try:
             folder = Path(DepthFMPipeline.download(model, variant=variant))
         except Exception as error:  # huggingface_hub and its HTTP client have no common base class

@@ -54,8 +54,12 @@ def add_images(parser: argparse.ArgumentParser, nargs: str = "+") -> None:
 def add_model_arguments(parser: argparse._ActionsContainer) -> None:
     """Adds the depth model, its device, its precision and its resolution."""
     parser.add_argument(
-        "--model", metavar="DIR_OR_REPO", help="model folder or Hub repository (default: the bundled depthfm-tiny)"
+        "--model",
+        metavar="MODEL",
+        help="model folder, Hub repository, or file of the authors' weights, which needs --vae and is converted once "
+        "into a cache (default: the bundled depthfm-tiny)",
     )
+    add_conversion_arguments(parser)
     parser.add_argument(
         "--variant", metavar="NAME", help="weight files to load, such as fp16 (default: those without)"
     )
@@ -125,6 +129,37 @@ def conversion_options(args: argparse.Namespace) -> dict[str, Any]:
         "text_encoder": args.text_encoder,
         "noise_augmentation_step": args.noise_augmentation_step,
     }
+
+
+def find_model(args: argparse.Namespace) -> str | None:
+    """Returns `--model` as a folder or the name of a repository: a file is converted into the cache, if it is not yet.
+
+    Raises:
+        ValueError: If arguments are missing for a file, or given that only a file needs.
+    """
+    options = {"vae": args.vae, **conversion_options(args)}
+    flags = [
+        f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None and value is not False
+    ]
+    if args.model is None or not Path(args.model).expanduser().is_file():
+        if flags:
+            raise ValueError(
+                f"{', '.join(flags)}: only for a file of weights as --model, but {args.model or 'the bundled model'} "
+                "is not a file."
+            )
+        return args.model
+    if args.vae is None:
+        raise ValueError(
+            f"--model {args.model} is a file: of a file of weights, name the autoencoder with --vae PATH."
+        )
+    if args.variant is not None:
+        raise ValueError(
+            f"--variant chooses files of a model folder, but --model {args.model} is a file: leave it out."
+        )
+    from ..checkpoints.conversion_cache import converted_model
+    from .terminal import complain
+
+    return str(converted_model(args.model, args.vae, on_message=complain, **conversion_options(args)))
 
 
 def add_prediction_arguments(parser: argparse.ArgumentParser, ensemble_help: str) -> None:

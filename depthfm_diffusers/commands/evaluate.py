@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..evaluation.choices import ALIGNMENT_SPACES
-from .arguments import Subcommands, add_command, add_model_arguments, add_prediction_arguments, prediction_settings
+from .arguments import (
+    Subcommands,
+    add_command,
+    add_model_arguments,
+    add_prediction_arguments,
+    find_model,
+    prediction_settings,
+)
 from .reports import add_report_arguments, add_report_output, check_report_files
 from .terminal import Progress
 
@@ -65,7 +72,7 @@ def evaluate(args: argparse.Namespace) -> int:
     sheet = check_report_files(args.output, args.contact_sheet)
     # Errors in the data are found before a network is loaded.
     data = open_benchmark(load_benchmark(args.benchmark), args.root)
-    model_folder = resolve_model(args.model, args.variant)
+    model_folder = resolve_model(find_model(args), args.variant)
     for path in (args.output, sheet):
         path.parent.mkdir(parents=True, exist_ok=True)
     with _processes(args.device) as processes:
