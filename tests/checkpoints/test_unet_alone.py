@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from helpers.components import DATA
 from helpers.ldm_reference import LdmReference
 from helpers.stable_diffusion import build_stable_diffusion
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from depthfm_diffusers import DepthFMPipeline, convert_checkpoint
+from depthfm_diffusers.checkpoints import ldm_unet
 from depthfm_diffusers.checkpoints.ldm_checkpoint import load_checkpoint
 from depthfm_diffusers.checkpoints.ldm_layout import complete_hparams, read_hparams
 from depthfm_diffusers.checkpoints.ldm_unet import unet_config_from_hparams
@@ -172,6 +174,26 @@ def test_the_layout_is_read_from_the_shapes(changes):
     assert unet_config_from_hparams(found) == unet_config_from_hparams(wanted)
     (note,) = notes
     assert "heads of 64 channels" in note
+
+
+def test_the_layout_of_stable_diffusion_2_is_read_from_its_shapes():
+    """In full size, without memory; with the 8 input channels that DepthFM has."""
+    wanted = {
+        **HPARAMS,
+        "model_channels": 320,
+        "num_res_blocks": 2,
+        "attention_resolutions": [4, 2, 1],
+        "channel_mult": [1, 2, 4, 4],
+        "context_dim": 1024,
+    }
+    config = unet_config_from_hparams(wanted)
+    prefixes = dict(ldm_unet._module_names(config))
+    with torch.device("meta"):
+        weights = UNet2DConditionModel(**config).state_dict()
+    tensors = {ldm_unet._authors_name(name, prefixes): tensor for name, tensor in weights.items()}
+    assert len(tensors) == 686
+    found, _ = complete_hparams({}, tensors, "file")
+    assert unet_config_from_hparams(found) == config
 
 
 @settings(deadline=None, max_examples=10)

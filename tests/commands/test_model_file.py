@@ -85,6 +85,17 @@ def test_predict_with_the_unet_alone(photo, unet_files, capsys):
     assert np.array_equal(one, other)
 
 
+def test_convert_takes_the_unet_alone(unet_files, capsys):
+    arguments = ["convert", "--checkpoint", str(unet_files["model"]), "--vae", str(VAE), "--output", "converted"]
+    others = [str(item) for name in ("hparams", "empty-text-embedding") for item in (f"--{name}", unet_files[name])]
+    assert cli.main(arguments) == 1
+    assert "--hparams FILE" in capsys.readouterr().err, "the random network is too narrow for heads of 64 channels"
+    assert cli.main([*arguments, *others, "--noise-augmentation-step", "300"]) == 0
+    assert capsys.readouterr() == (f"written to {Path('converted').resolve()}\n", "")
+    scheduler = json.loads(Path("converted/scheduler/scheduler_config.json").read_text())
+    assert scheduler["noise_augmentation_step"] == 300
+
+
 def test_the_cache_is_found_by_contents(unet_files, tmp_path, cache):
     said: list[str] = []
 
