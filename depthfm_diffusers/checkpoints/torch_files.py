@@ -15,7 +15,7 @@ import torch
 _CHUNK = 1 << 20  # bytes read at once
 
 
-def read_torch_file(path: Path, what: str, trust_pickle: bool = False) -> Any:
+def read_torch_file(path: Path, what: str, trust_pickle: bool | None = None) -> Any:
     """Reads a file of `torch.save`, checked for damage.
 
     It is read with `weights_only=True`, which runs no code from the file. NumPy arrays and numbers of plain types are
@@ -25,7 +25,8 @@ def read_torch_file(path: Path, what: str, trust_pickle: bool = False) -> Any:
     Args:
         path: The file, which begins as one of `torch.save`.
         what: What errors call it.
-        trust_pickle: Whether to read it by unrestricted unpickling, which can run any code that it contains.
+        trust_pickle: Whether to read it by unrestricted unpickling, which can run any code that it contains. `None` is
+            `False` where the caller does not let the user choose: errors then do not advise it.
 
     Returns:
         The content. Large tensors may be mapped from the file, not copied.
@@ -59,7 +60,7 @@ def read_torch_file(path: Path, what: str, trust_pickle: bool = False) -> Any:
         reason = reason.strip().split("\n")[0]
         refused = re.search(r"GLOBAL (\S+)|(NumPy data of .+) is not supported", str(error))
         if refused and isinstance(error, pickle.UnpicklingError):
-            raise ValueError(_refusal(path, what, refused[1] or refused[2])) from error
+            raise ValueError(_refusal(path, what, refused[1] or refused[2], trust_pickle is not None)) from error
         raise ValueError(
             f"{what} {path} could not be read; it is damaged or not a PyTorch checkpoint: "
             f"{type(error).__name__}: {reason}"
@@ -108,12 +109,17 @@ def check_archive(path: Path, what: str) -> Counter[int]:
     return Counter(member.file_size for member in members)
 
 
-def _refusal(path: Path, what: str, objects: str) -> str:
-    extra = " It needs omegaconf: pip install 'depthfm_diffusers[convert]'." if objects.startswith("omegaconf") else ""
+def _refusal(path: Path, what: str, objects: str, can_be_trusted: bool) -> str:
+    advice = (
+        " If you trust its source, convert it with `trust_pickle=True` (`--trust-pickle` on the command line)."
+        if can_be_trusted
+        else " Save the tensors alone."
+    )
+    if can_be_trusted and objects.startswith("omegaconf"):
+        advice += " It needs omegaconf: pip install 'depthfm_diffusers[convert]'."
     return (
         f"{what} {path} holds Python objects ({objects}) that can only be read by unrestricted unpickling, which "
-        "can run any code that the file contains. If you trust its source, convert it with `trust_pickle=True` "
-        f"(`--trust-pickle` on the command line).{extra}"
+        f"can run any code that the file contains.{advice}"
     )
 
 

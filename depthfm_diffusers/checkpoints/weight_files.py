@@ -22,7 +22,7 @@ _NO_WEIGHTS = {
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 
 
-def read_weight_file(path: Path, what: str, trust_pickle: bool = False) -> Any:
+def read_weight_file(path: Path, what: str, trust_pickle: bool | None = None) -> Any:
     """Reads a file of weights, checked for damage and without running code from it.
 
     Args:

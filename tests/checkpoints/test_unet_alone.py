@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -328,6 +329,13 @@ def test_bad_files_of_the_embedding_are_refused(content, hparams, tmp_path, writ
     write(tmp_path / "embedding")
     with pytest.raises(ValueError, match=rf"`empty_text_embedding` .*embedding .*{message}"):
         load_checkpoint(path, hparams=hparams, empty_text_embedding=tmp_path / "embedding")
+
+
+def test_an_embedding_is_never_unpickled_without_restriction(tmp_path):
+    """Not even with `trust_pickle`, which is for the checkpoint; the message does not advise it."""
+    torch.save({"empty_text_embedding": torch.ones(2, 3), "hook": os.getcwd}, tmp_path / "embedding.pt")
+    with pytest.raises(ValueError, match=r"`empty_text_embedding` .*holds Python objects.*Save the tensors alone"):
+        load_checkpoint(CHECKPOINT, empty_text_embedding=tmp_path / "embedding.pt", trust_pickle=True)
 
 
 def test_an_array_of_objects_is_not_unpickled(content, tmp_path):
