@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,8 +18,10 @@ from ..models.prompt_embedding import PromptEmbedding
 from ..pipelines.depthfm.pipeline_depthfm import DepthFMPipeline
 from ..schedulers.scheduling_flow_matching_image_to_depth import FlowMatchingImageToDepthScheduler
 from ..utils.errors import describe_error
+from .ldm_autoencoder import load_autoencoder_file
 from .ldm_checkpoint import LdmCheckpoint, load_checkpoint
 from .ldm_unet import convert_unet_state_dict, unet_config_from_hparams
+from .model_files import check_pickled_weights, check_weights
 from .model_folder import halve_weights, save_pipeline
 
 logger = logging.get_logger(__name__)
@@ -34,36 +36,46 @@ def convert_checkpoint(
     *,
     rescale_self_attention: bool = False,
     trust_pickle: bool = False,
+    hparams: str | Path | None = None,
+    empty_text_embedding: str | Path | None = None,
+    text_encoder: str | Path | None = None,
+    noise_augmentation_step: int | None = None,
     variant: str | None = None,
     overwrite: bool = False,
+    on_assumption: Callable[[str], object] = logger.warning,
 ) -> Path:
-    """Converts a checkpoint of the DepthFM authors to a complete diffusers folder, which needs nothing else to run.
+    """Converts weights of the DepthFM authors to a complete diffusers folder, which needs nothing else to run.
 
     The folder has float32 safetensors. It is written beside `output` under a name that starts with a dot and contains
     `.incomplete-`, and moved into place when complete: whatever happens, `output` is absent, complete, or what it was
     before.
 
     Args:
-        checkpoint: The authors' file; see `load_checkpoint`.
-        vae: Folder of the autoencoder that the checkpoint was trained with (Stable Diffusion's, for the authors'
-            weights): an `AutoencoderKL` or `AutoencoderTiny` in diffusers' format, or a model folder that has one in
-            its subfolder `vae`.
+        checkpoint: The authors' file, or one with the UNet alone; see `load_checkpoint`.
+        vae: The autoencoder that the checkpoint was trained with (Stable Diffusion's, for the authors' weights). A
+            folder of an `AutoencoderKL` or `AutoencoderTiny` in diffusers' format, a model folder that has one in its
+            subfolder `vae`, or a single file, see `load_autoencoder_file`.
         output: The folder to write. It may exist if it is empty.
         rescale_self_attention: Whether the pipeline rescales self-attention logits by default, as the authors' code
             does where xformers is not installed; see `models.attention_processor`. The setting is saved, and can be
             changed when the folder is loaded.
-        trust_pickle: Whether to read the checkpoint by unrestricted unpickling, which can run any code that it
-            contains.
+        trust_pickle: Whether to read `checkpoint`, and a file `vae`, by unrestricted unpickling, which can run any
+            code that they contain.
+        hparams: See `load_checkpoint`, as for the next three.
+        empty_text_embedding: File with the embedding of the empty prompt.
+        text_encoder: Stable Diffusion folder that makes the embedding of the empty prompt.
+        noise_augmentation_step: Step of the source's noise.
         variant: `"fp16"` to write the weights a second time, in float16, for `from_pretrained(..., variant="fp16")`.
         overwrite: Whether to replace `output` if it is an earlier model folder. The old one is removed only when the
             new one is complete.
+        on_assumption: Called with a sentence for each thing that the files do not say and that was assumed.
 
     Returns:
         Path of the folder.
 
     Raises:
         FileExistsError: If `output` exists and `overwrite` is not set, or if it exists and is not a model folder.
-        FileNotFoundError: If `checkpoint` or `vae` does not exist.
+        FileNotFoundError: If a file or folder does not exist.
         ImportError: If objects in a trusted checkpoint need a package that is not installed.
         PermissionError: If the folder cannot be created.
         ValueError: If the checkpoint or the autoencoder cannot be read or converted, or they do not fit together, or
@@ -74,9 +86,18 @@ def convert_checkpoint(
     output = Path(output).expanduser().resolve()
     _check_output(output, overwrite, Path(checkpoint))
 
-    pipeline = _build_pipeline(
-        load_checkpoint(checkpoint, trust_pickle=trust_pickle), Path(vae), rescale_self_attention
+    loaded = load_checkpoint(
+        checkpoint,
+        trust_pickle=trust_pickle,
+        hparams=hparams,
+        empty_text_embedding=empty_text_embedding,
+        text_encoder=text_encoder,
+        noise_augmentation_step=noise_augmentation_step,
     )
+    autoencoder, notes = _load_autoencoder(Path(vae), trust_pickle)
+    pipeline = _build_pipeline(loaded, autoencoder, rescale_self_attention)
+    for note in (*loaded.notes, *notes):
+        on_assumption(note)
     with _moved_into_place(output) as folder:
         save_pipeline(pipeline, folder)
         if variant == "fp16":
@@ -89,7 +110,9 @@ def convert_checkpoint(
     return output
 
 
-def _build_pipeline(checkpoint: LdmCheckpoint, vae_path: Path, rescale_self_attention: bool) -> DepthFMPipeline:
+def _build_pipeline(
+    checkpoint: LdmCheckpoint, vae: AutoencoderKL | AutoencoderTiny, rescale_self_attention: bool
+) -> DepthFMPipeline:
     """Makes the pipeline of a checkpoint and an autoencoder, in float32 on the CPU."""
     config = unet_config_from_hparams(checkpoint.hparams)
     weights = convert_unet_state_dict(checkpoint.state_dict, config)
@@ -99,7 +122,6 @@ def _build_pipeline(checkpoint: LdmCheckpoint, vae_path: Path, rescale_self_atte
             f"`empty_text_embedding` has width {width}, but `ldm_hparams.context_dim` is "
             f"{config['cross_attention_dim']}."
         )
-    vae = _load_autoencoder(vae_path)
     channels = vae.config.latent_channels
     if (config["in_channels"], config["out_channels"]) != (2 * channels, channels):
         raise ValueError(
@@ -125,13 +147,31 @@ def _build_pipeline(checkpoint: LdmCheckpoint, vae_path: Path, rescale_self_atte
     )
 
 
-def _load_autoencoder(path: Path) -> AutoencoderKL | AutoencoderTiny:
-    """Loads an autoencoder in float32 from its own folder, or from the subfolder `vae` of a model folder."""
+def find_autoencoder(path: Path) -> Path:
+    """Returns where an autoencoder is: the path itself, of a file or a folder, or its subfolder `vae`.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    if path.is_file():
+        return path
     folder = next((f for f in (path, path / "vae") if (f / "config.json").is_file()), None)
     if folder is None:
         raise FileNotFoundError(
-            f"`vae` {path} is not a folder with an autoencoder: it has neither config.json nor vae/config.json."
+            f"`vae` {path} is neither a file nor a folder with an autoencoder: it has neither config.json nor "
+            "vae/config.json."
         )
+    return folder
+
+
+def _load_autoencoder(path: Path, trust_pickle: bool) -> tuple[AutoencoderKL | AutoencoderTiny, list[str]]:
+    """Loads an autoencoder in float32 from its folder, the subfolder `vae` of a model folder, or a single file.
+
+    Also returns what was assumed of a single file.
+    """
+    folder = find_autoencoder(path)
+    if folder.is_file():
+        return load_autoencoder_file(folder, trust_pickle)
     try:
         class_name = json.loads((folder / "config.json").read_text()).get("_class_name")
     except (ValueError, AttributeError) as error:
@@ -141,12 +181,16 @@ def _load_autoencoder(path: Path) -> AutoencoderKL | AutoencoderTiny:
     half_only = (folder / "diffusion_pytorch_model.fp16.safetensors").is_file() and not any(
         folder.glob("diffusion_pytorch_model.[bs]*")
     )
+    variant = "fp16" if half_only else None
     try:
-        return _AUTOENCODERS[class_name].from_pretrained(
-            folder, dtype=torch.float32, variant="fp16" if half_only else None, local_files_only=True
+        check_pickled_weights(folder)
+        vae = _AUTOENCODERS[class_name].from_pretrained(
+            folder, dtype=torch.float32, variant=variant, local_files_only=True
         )
+        check_weights(folder, vae, variant)
     except Exception as error:
         raise ValueError(f"`vae` {folder} could not be loaded: {describe_error(error)}") from error
+    return vae, []
 
 
 def _check_output(output: Path, overwrite: bool, checkpoint: Path) -> None:

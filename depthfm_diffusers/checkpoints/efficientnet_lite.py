@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 
 from ..models.image_encoder import STAGES, ImageEncoder
+from .model_files import not_finite
+from .weight_files import read_weight_file
 
 # Names of the layers in a block, here: there.
 _BLOCK_LAYERS = {
@@ -22,8 +24,7 @@ def load_efficientnet_lite(path: Path, out_channels: int = 64) -> ImageEncoder:
     """Makes an image encoder of a file of EfficientNet-Lite weights.
 
     Args:
-        path: A file that `torch.save` wrote, of the state dict of `efficientnet_lite_pytorch.EfficientNet`. It is read
-            without unpickling anything but tensors.
+        path: A file with the state dict of `efficientnet_lite_pytorch.EfficientNet`, see `read_weight_file`.
         out_channels: Channels of the encoder's output. The projection to them is new, and random.
 
     Returns:
@@ -34,11 +35,13 @@ def load_efficientnet_lite(path: Path, out_channels: int = 64) -> ImageEncoder:
         ValueError: If the file does not hold the weights of an EfficientNet-Lite.
     """
     try:
-        state_dict = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # torch raises errors of many classes for a file that it cannot read
-        raise ValueError(f"{path} is not a file of tensors that torch can read: {error}") from error
+        state_dict = read_weight_file(path, "weights file")
+    except ValueError as error:
+        raise ValueError(f"{path} is not a file of tensors that can be read: {error}") from error
+    if isinstance(state_dict, Mapping):
+        tensors = {name: value for name, value in state_dict.items() if isinstance(value, torch.Tensor)}
+        if bad := not_finite(tensors):
+            raise ValueError(f"{path} is damaged: the weights {bad} have NaN or infinite values.")
     try:
         return convert_efficientnet_lite(state_dict, out_channels)
     except ValueError as error:

@@ -15,7 +15,7 @@ from diffusers import UNet2DConditionModel
 # Group normalisation in the authors' network always has 32 groups.
 _NORM_GROUPS = 32
 
-_REQUIRED = (
+REQUIRED_HPARAMS = (
     "image_size",
     "in_channels",
     "model_channels",
@@ -84,10 +84,10 @@ def unet_config_from_hparams(hparams: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: If arguments are missing, unknown, or of the wrong kind, or if they describe a network that the
             authors' code cannot run or that `UNet2DConditionModel` cannot express; the argument is named.
     """
-    unknown = sorted(set(hparams) - set(_REQUIRED) - set(_DEFAULTS) - _WITHOUT_EFFECT)
+    unknown = sorted(set(hparams) - set(REQUIRED_HPARAMS) - set(_DEFAULTS) - _WITHOUT_EFFECT)
     if unknown:
         raise ValueError(f"`ldm_hparams` has entries that the authors' UNet does not know: {', '.join(unknown)}.")
-    missing = [name for name in _REQUIRED if hparams.get(name) is None]
+    missing = [name for name in REQUIRED_HPARAMS if hparams.get(name) is None]
     if missing:
         raise ValueError(f"`ldm_hparams` lacks {', '.join(missing)}.")
     # Where the authors' default is -1, None means the default.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
-from collections.abc import Iterable
+import zipfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..utils.errors import describe_error
 from ..utils.files import file_sha256
+from .torch_files import check_archive
 
 REPOSITORY_NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
@@ -88,7 +91,20 @@ def check_component_files(folder: Path, index: dict[str, Any], what: str = "mode
     for name in component_names(index):
         if not (folder / name).is_dir():
             raise FileNotFoundError(f"{what} {folder}: the folder {name}/ is missing, which model_index.json names.")
+        check_pickled_weights(folder / name)
     check_files(model_files(folder))
+
+
+def check_pickled_weights(folder: Path) -> None:
+    """Checks the weight files of `torch.save` in a folder, where diffusers would load them: without safetensors.
+
+    Raises:
+        ValueError: If one is damaged or compressed.
+    """
+    if not any(folder.glob("*.safetensors")):
+        for path in sorted(folder.glob("*.bin")):
+            if zipfile.is_zipfile(path):
+                check_archive(path, "model file")
 
 
 def check_files(files: Iterable[Path]) -> None:
@@ -101,7 +117,7 @@ def check_files(files: Iterable[Path]) -> None:
         if path.suffix == ".json":
             read_json(path)
         else:
-            tensor_names(path)
+            tensor_dtypes(path)
 
 
 def files_fingerprint(folder: Path, files: Iterable[Path]) -> str:
@@ -112,16 +128,48 @@ def files_fingerprint(folder: Path, files: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def check_no_tensor_is_missing(folder: Path, component: torch.nn.Module, variant: str | None) -> None:
-    """Raises if the files of a loaded component lack tensors: diffusers leaves random weights in their place."""
+def check_weights(folder: Path, component: torch.nn.Module, variant: str | None) -> None:
+    """Checks the weights of a loaded component for what loading lets pass.
+
+    diffusers leaves random weights in place of missing tensors, and takes integers for weights.
+
+    Args:
+        folder: The component's folder.
+        component: What was loaded from it.
+        variant: Part of the names of the weight files that were loaded.
+
+    Raises:
+        ValueError: If the files lack tensors or have integers in place of weights, or if weights are not finite.
+    """
     files = sorted(folder.glob("*.safetensors"))
     chosen = [path for path in files if variant is not None and f".{variant}" in path.stem]
     chosen = chosen or [path for path in files if "." not in path.stem]
-    present = {_current_name(key) for path in chosen for key in tensor_names(path)}
-    missing = sorted({_current_name(key) for key in component.state_dict()} - present)
+    weights = {_current_name(key): tensor for key, tensor in component.state_dict().items()}
+    present = set()
+    for path in chosen:
+        for key, dtype in tensor_dtypes(path).items():
+            name = _current_name(key)
+            present.add(name)
+            if name in weights and weights[name].is_floating_point() and "F" not in dtype:
+                raise ValueError(f"model file {path} is damaged: the weights {key} are stored as integers ({dtype}).")
+    missing = sorted(set(weights) - present)
     if chosen and missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise ValueError(f"model file {chosen[0]} is incomplete: it lacks {', '.join(missing[:3])}{more}.")
+    if bad := not_finite(weights):
+        advice = "Load it in another dtype" if weights[bad].dtype == torch.float16 else "Download or copy it again"
+        raise ValueError(f"model folder {folder}: the weights {bad} have NaN or infinite values. {advice}.")
+
+
+def not_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
+    """Returns the name of the first tensor that has NaN or infinite values in float32, or `None`."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.numel():
+            # Several times faster than `isfinite`, and NaN is kept. Not every dtype has it.
+            half = tensor.dtype in (torch.float16, torch.bfloat16)
+            if not all(map(math.isfinite, torch.aminmax(tensor if half else tensor.to(torch.float32)))):
+                return name
+    return None
 
 
 def _current_name(key: str) -> str:
@@ -129,15 +177,15 @@ def _current_name(key: str) -> str:
     return _OLD_PROJECTION.sub(lambda match: _PROJECTIONS[match[1]] + match[2], key)
 
 
-def tensor_names(path: Path) -> list[str]:
-    """Reads the names of the tensors in a safetensors file.
+def tensor_dtypes(path: Path) -> dict[str, str]:
+    """Reads the names of the tensors in a safetensors file, with their dtypes as the format names them.
 
     Raises:
         ValueError: If it is damaged.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            return list(file.keys())
+            return {name: file.get_slice(name).get_dtype() for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"model file {path} is damaged or incomplete: {describe_error(error)}") from error
 

@@ -15,7 +15,7 @@ from ..utils.errors import describe_error
 from .model_files import (
     REPOSITORY_NAME,
     check_component_files,
-    check_no_tensor_is_missing,
+    check_weights,
     component_names,
     files_fingerprint,
     model_files,
@@ -42,7 +42,8 @@ def resolve_model(model: str | None = None, variant: str | None = None) -> Path:
     folder = default_model_path() if model is None else Path(model).expanduser()
     if model is not None and not folder.is_dir():
         if folder.exists() or not REPOSITORY_NAME.fullmatch(model):
-            raise FileNotFoundError(f"model {model}: no such folder (nor is it the name of a Hub repository).")
+            hint = " It is a file: convert it with `depthfm convert`." if folder.is_file() else ""
+            raise FileNotFoundError(f"model {model}: no such folder (nor is it the name of a Hub repository).{hint}")
         try:
             folder = Path(DepthFMPipeline.download(model, variant=variant))
         except Exception as error:  # huggingface_hub and its HTTP client have no common base class
@@ -105,8 +106,8 @@ def load_pipeline(
         The pipeline, on the device.
 
     Raises:
-        ValueError: If the model cannot be loaded, its weight files lack tensors, or the device cannot be
-            used.
+        ValueError: If the model cannot be loaded, its weight files lack tensors or have values that are not finite,
+            or the device cannot be used.
     """
     try:
         pipe = DepthFMPipeline.from_pretrained(folder, dtype=dtype, variant=variant, local_files_only=True)
@@ -115,7 +116,7 @@ def load_pipeline(
     for name in component_names(read_model_index(folder)):
         component = getattr(pipe, name)
         if isinstance(component, torch.nn.Module):
-            check_no_tensor_is_missing(folder / name, component, variant)
+            check_weights(folder / name, component, variant)
     return move_to_device(pipe, device)
 
 

@@ -18,6 +18,7 @@ from .arguments import (
     add_model_arguments,
     add_size_arguments,
     add_synthesis_models,
+    find_model,
     not_negative,
     real_number,
 )
@@ -106,7 +107,7 @@ def adherence(args: argparse.Namespace) -> int:
         draw_partners(len(files), args.seed)
     images = prompted_images(files, args.prompt, args.prompts, args.max_pixels)
     check_images(images)
-    folders = resolve_synthesis_models(args.base, args.controlnet, args.model, args.variant)
+    folders = resolve_synthesis_models(args.base, args.controlnet, find_model(args), args.variant)
     dtype = getattr(torch, args.dtype)
     pipe = load_synthesis_folders(DepthFMControlNetPipeline, folders, args.device, dtype, args.variant)
     pipe.set_progress_bar_config(disable=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeAlias
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..utils.choices import CONTROL_MODES, DTYPES
 
@@ -59,8 +60,12 @@ def add_images(parser: argparse.ArgumentParser, nargs: str = "+") -> None:
 def add_model_arguments(parser: argparse._ActionsContainer) -> None:
     """Adds the depth model, its device, its precision and its resolution."""
     parser.add_argument(
-        "--model", metavar="DIR_OR_REPO", help="model folder or Hub repository (default: the bundled depthfm-tiny)"
+        "--model",
+        metavar="MODEL",
+        help="model folder, Hub repository, or file of the authors' weights, which needs --vae and is converted once "
+        "into a cache (default: the bundled depthfm-tiny)",
     )
+    add_conversion_arguments(parser)
     parser.add_argument(
         "--variant", metavar="NAME", help="weight files to load, such as fp16 (default: those without)"
     )
@@ -76,6 +81,91 @@ def add_model_arguments(parser: argparse._ActionsContainer) -> None:
         metavar="N",
         help="longer side in pixels that the network sees, 0 for the image's own (default: the model's)",
     )
+
+
+def add_conversion_arguments(parser: argparse._ActionsContainer, vae_is_required: bool = False) -> None:
+    """Adds the autoencoder, and what a file of weights may not say."""
+    parser.add_argument(
+        "--vae",
+        required=vae_is_required,
+        type=Path,
+        metavar="PATH",
+        help="the autoencoder: its folder in diffusers' format, a Stable Diffusion folder that has one in vae/, or a "
+        "single file such as vae-ft-mse-840000-ema-pruned.safetensors",
+    )
+    parser.add_argument(
+        "--hparams",
+        type=Path,
+        metavar="FILE",
+        help="JSON or YAML file with arguments of the authors' UNetModel (default: from the checkpoint; of the UNet "
+        "alone, from its shapes, with heads of 64 channels as in Stable Diffusion 2.1)",
+    )
+    embedding = parser.add_mutually_exclusive_group()
+    embedding.add_argument(
+        "--empty-text-embedding",
+        type=Path,
+        metavar="FILE",
+        help="embedding of the empty prompt, .npy, .safetensors or .pt (default: from the checkpoint)",
+    )
+    embedding.add_argument(
+        "--text-encoder",
+        type=Path,
+        metavar="DIR",
+        help="compute that embedding with this Stable Diffusion folder (2.1, for the authors' weights)",
+    )
+    parser.add_argument(
+        "--noise-augmentation-step",
+        type=not_negative,
+        metavar="N",
+        help="step of the source's noise (default: the checkpoint's; of the UNet alone, 400)",
+    )
+    parser.add_argument(
+        "--trust-pickle",
+        action="store_true",
+        help="unpickle without restriction, which can run any code in the file (default: off)",
+    )
+
+
+def conversion_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns what `add_conversion_arguments` reads, without the autoencoder, by the names of `convert_checkpoint`."""
+    return {
+        "trust_pickle": args.trust_pickle,
+        "hparams": args.hparams,
+        "empty_text_embedding": args.empty_text_embedding,
+        "text_encoder": args.text_encoder,
+        "noise_augmentation_step": args.noise_augmentation_step,
+    }
+
+
+def find_model(args: argparse.Namespace) -> str | None:
+    """Returns `--model` as a folder or the name of a repository: a file is converted into the cache, if it is not yet.
+
+    Raises:
+        ValueError: If arguments are missing for a file, or given that only a file needs.
+    """
+    options = {"vae": args.vae, **conversion_options(args)}
+    flags = [
+        f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None and value is not False
+    ]
+    if args.model is None or not Path(args.model).expanduser().is_file():
+        if flags:
+            raise ValueError(
+                f"{', '.join(flags)}: only for a file of weights as --model, but {args.model or 'the bundled model'} "
+                "is not a file."
+            )
+        return args.model
+    if args.vae is None:
+        raise ValueError(
+            f"--model {args.model} is a file: of a file of weights, name the autoencoder with --vae PATH."
+        )
+    if args.variant is not None:
+        raise ValueError(
+            f"--variant chooses files of a model folder, but --model {args.model} is a file: leave it out."
+        )
+    from ..checkpoints.conversion_cache import converted_model
+    from .terminal import complain
+
+    return str(converted_model(args.model, args.vae, on_message=complain, **conversion_options(args)))
 
 
 def add_prediction_arguments(parser: argparse.ArgumentParser, ensemble_help: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .arguments import Subcommands, add_command, add_model_arguments, positive
+from .arguments import Subcommands, add_command, add_model_arguments, find_model, positive
 
 
 def add_parser(commands: Subcommands) -> None:
@@ -45,7 +45,7 @@ def bench(args: argparse.Namespace) -> int:
     from ..image_processing import load_image
     from ..utils.files import save_json
 
-    model_folder = resolve_model(args.model, args.variant)
+    model_folder = resolve_model(find_model(args), args.variant)
     pipe = load_pipeline(model_folder, args.device, getattr(torch, args.dtype), args.variant)
     report = run_benchmark(
         pipe,

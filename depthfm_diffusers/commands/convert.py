@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .arguments import Subcommands, add_command
+from .arguments import Subcommands, add_command, add_conversion_arguments, conversion_options
+from .terminal import complain
 
 
 def add_parser(commands: Subcommands) -> None:
@@ -14,28 +15,23 @@ def add_parser(commands: Subcommands) -> None:
         commands,
         "convert",
         convert,
-        "Convert a checkpoint of the DepthFM authors.",
+        "Convert weights of the DepthFM authors.",
         "Writes a complete diffusers folder (safetensors), which needs nothing else to run. An interrupted conversion "
         "leaves no folder that looks complete.",
     )
-    parser.add_argument("--checkpoint", required=True, type=Path, metavar="CKPT", help="the authors' file")
     parser.add_argument(
-        "--vae",
+        "--checkpoint",
         required=True,
         type=Path,
-        metavar="PATH",
-        help="folder of the autoencoder in diffusers' format, or a Stable Diffusion folder that has one in vae/",
+        metavar="FILE",
+        help="the authors' file (.ckpt), or the UNet alone under the authors' names (.safetensors)",
     )
+    add_conversion_arguments(parser, vae_is_required=True)
     parser.add_argument("--output", "-o", required=True, type=Path, metavar="DIR", help="folder to write")
     parser.add_argument(
         "--rescale-self-attention",
         action="store_true",
         help="scale self-attention as the authors' code does without xformers (default: off; can be changed at load)",
-    )
-    parser.add_argument(
-        "--trust-pickle",
-        action="store_true",
-        help="unpickle without restriction, which can run any code in the file (default: off)",
     )
     parser.add_argument(
         "--variant", choices=["fp16"], help="also write the weights in float16 (default: float32 only)"
@@ -54,9 +50,10 @@ def convert(args: argparse.Namespace) -> int:
         args.vae,
         args.output,
         rescale_self_attention=args.rescale_self_attention,
-        trust_pickle=args.trust_pickle,
         variant=args.variant,
         overwrite=args.overwrite,
+        on_assumption=complain,
+        **conversion_options(args),
     )
     print(f"written to {folder}")
     return 0

@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..evaluation.choices import ALIGNMENT_SPACES, PREDICTION_FORMS
-from .arguments import Subcommands, add_command, add_model_arguments, add_prediction_arguments, prediction_settings
+from .arguments import (
+    Subcommands,
+    add_command,
+    add_model_arguments,
+    add_prediction_arguments,
+    find_model,
+    prediction_settings,
+)
 from .reports import add_report_arguments, add_report_output, check_report_files
 from .terminal import Progress
 
@@ -20,6 +27,24 @@ if TYPE_CHECKING:
 
     from ..evaluation.data.benchmark_data import BenchmarkData
     from ..evaluation.runs.scoring import EvaluationSettings
+
+# Arguments of a model, which have no meaning where its predictions are given.
+MODEL_ARGUMENTS = (
+    "model",
+    "variant",
+    "vae",
+    "hparams",
+    "empty_text_embedding",
+    "text_encoder",
+    "noise_augmentation_step",
+    "trust_pickle",
+    "dtype",
+    "processing_resolution",
+    "steps",
+    "ensemble",
+    "seed",
+    "batch_size",
+)
 
 
 def add_parser(commands: Subcommands) -> None:
@@ -67,7 +92,7 @@ def _check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
         if args.prediction_form is not None:
             parser.error("argument --prediction-form: needs --predictions")
         return
-    for name in ("model", "variant", "dtype", "processing_resolution", "steps", "ensemble", "seed", "batch_size"):
+    for name in MODEL_ARGUMENTS:
         if getattr(args, name) != parser.get_default(name):
             parser.error(f"argument --{name.replace('_', '-')}: no model is used with --predictions; leave it out")
 
@@ -94,7 +119,7 @@ def evaluate(args: argparse.Namespace) -> int:
     data = open_benchmark(load_benchmark(args.benchmark), args.root)
     if args.predictions is not None:
         return _evaluate_predictions(args, data, settings, sheet)
-    model_folder = resolve_model(args.model, args.variant)
+    model_folder = resolve_model(find_model(args), args.variant)
     for path in (args.output, sheet):
         path.parent.mkdir(parents=True, exist_ok=True)
     with _processes(args.device) as processes:

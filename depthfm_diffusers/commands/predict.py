@@ -13,6 +13,7 @@ from .arguments import (
     add_images,
     add_model_arguments,
     add_prediction_arguments,
+    find_model,
     prediction_settings,
 )
 from .terminal import complain_about
@@ -86,7 +87,7 @@ def _predictions(
     from ..checkpoints.model_folder import load_pipeline, model_fingerprint, resolve_model
     from ..inference.prediction_files import describe_run, predict_files
 
-    model_folder = resolve_model(args.model, args.variant)
+    model_folder = resolve_model(find_model(args), args.variant)
     pipe = load_pipeline(model_folder, args.device, getattr(torch, args.dtype), args.variant)
     pipe.set_progress_bar_config(disable=True)
     run = describe_run(pipe, settings, args.model or model_folder.name, model_fingerprint(model_folder))

@@ -17,6 +17,7 @@ from .arguments import (
     add_model_arguments,
     add_size_arguments,
     add_synthesis_models,
+    find_model,
     not_negative,
     positive,
     real_number,
@@ -246,7 +247,7 @@ def _synthesized(
     from ..inference.synthesis_models import load_lora, load_synthesis_folders, resolve_synthesis_models
     from ..utils.files import file_sha256
 
-    folders = resolve_synthesis_models(args.base, args.controlnet, args.model, args.variant)
+    folders = resolve_synthesis_models(args.base, args.controlnet, find_model(args), args.variant)
     pipe: SynthesisPipeline = load_synthesis_folders(
         cast(Any, settings.pipeline_class),
         folders,

@@ -22,7 +22,7 @@ from ..checkpoints.model_files import (
     REPOSITORY_NAME,
     check_component_files,
     check_files,
-    check_no_tensor_is_missing,
+    check_weights,
     component_folders,
     component_names,
     files_fingerprint,
@@ -328,7 +328,7 @@ def _load_base(
         component = getattr(base, path.name, None)
         # Only models of diffusers: transformers' files may have old names. Several ControlNets are not one model.
         if isinstance(component, ModelMixin) and not path.name.startswith("controlnet"):
-            check_no_tensor_is_missing(path, component, variant)
+            check_weights(path, component, variant)
     return base
 
 
@@ -340,7 +340,7 @@ def _load_controlnet(folder: Path, dtype: torch.dtype, variant: str | None) -> C
         controlnet = ControlNetModel.from_pretrained(folder, torch_dtype=dtype, **options)
     except Exception as error:  # as above
         raise ValueError(f"controlnet {folder} cannot be loaded: {describe_error(error)}") from error
-    check_no_tensor_is_missing(folder, controlnet, variant)
+    check_weights(folder, controlnet, variant)
     return controlnet
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import torch
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
+from diffusers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 
 class UNetLoraLoaderMixin(StableDiffusionLoraLoaderMixin):
@@ -20,17 +22,40 @@ class UNetLoraLoaderMixin(StableDiffusionLoraLoaderMixin):
     text_encoder = None
 
     @classmethod
-    def load_lora_into_text_encoder(cls, state_dict: Mapping[str, torch.Tensor], *args: Any, **kwargs: Any) -> None:
-        """Refuses an adapter that changes a text encoder; does nothing for any other.
+    def lora_state_dict(cls, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Reads LoRA weights; those of a text encoder are left out, with a warning.
+
+        Args:
+            *args: See diffusers' `lora_state_dict`.
+            **kwargs: As well.
+
+        Returns:
+            As diffusers' `lora_state_dict`: the weights, the alphas, and with `return_lora_metadata` the metadata.
 
         Raises:
-            ValueError: If the adapter has weights for a text encoder.
+            ValueError: If the weights change a text encoder and nothing else.
         """
-        if any(key.startswith(f"{cls.text_encoder_name}.") for key in state_dict):
-            raise ValueError(
-                f"The LoRA weights change a text encoder, which {cls.__name__} does not have: its text embedding is "
-                "constant. Keep only the weights whose names start with 'unet.'."
+        state_dict, *others = super().lora_state_dict(*args, **kwargs)
+        # Stable Diffusion XL has a second one, `text_encoder_2`.
+        kept = {key: value for key, value in state_dict.items() if not key.startswith(cls.text_encoder_name)}
+        left_out = len(state_dict) - len(kept)
+        if left_out:
+            what = f"a text encoder, which {cls.__name__} does not have: its text embedding is constant"
+            if not kept:
+                raise ValueError(
+                    f"The LoRA weights change {what}. They have no part for the UNet (names that start with 'unet.', "
+                    "or 'lora_unet_' in kohya's files)."
+                )
+            logger.warning(
+                f"{left_out} of {len(state_dict)} LoRA weights are left out: they change {what}. Those for the UNet "
+                "are loaded. A file without the others (names that start with 'text_encoder', or 'lora_te' in kohya's "
+                "files) loads without this message."
             )
+        return kept, *others
+
+    @classmethod
+    def load_lora_into_text_encoder(cls, *args: Any, **kwargs: Any) -> None:
+        """Does nothing: there is no text encoder."""
 
     def fuse_lora(self, components: Sequence[str] = ("unet",), **kwargs: Any) -> None:
         """Fuses the adapters into the UNet's weights; see diffusers' `fuse_lora` for the other arguments."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextModel, CLIPTokenizer
 
 
 class PromptEmbedding(ModelMixin, ConfigMixin):
@@ -71,3 +74,29 @@ class PromptEmbedding(ModelMixin, ConfigMixin):
             Tensor of shape batch_size×num_tokens×dim: a view that shares memory, not to be written to.
         """
         return self.embedding.expand(batch_size, -1, -1)
+
+
+@torch.no_grad()
+def embed_empty_prompt(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel) -> PromptEmbedding:
+    """Embeds "" as `StableDiffusionPipeline.encode_prompt` does (diffusers 0.42, without `clip_skip`).
+
+    The prompt is padded to the tokenizer's maximal length (77) with its padding token, which is not the same in 1.5
+    and 2.1; the mask is passed only if the text encoder's configuration asks for it (neither does); the embedding is
+    the last hidden state, after the final layer norm.
+
+    Raises:
+        ValueError: If the tokenizer's maximal length is not set, or longer than the text encoder can take.
+    """
+    length, longest = tokenizer.model_max_length, text_encoder.config.max_position_embeddings
+    if length > longest:
+        raise ValueError(
+            f"`tokenizer` has model_max_length {length}, more than the text encoder's {longest} positions: set "
+            "model_max_length in its tokenizer_config.json (77 for Stable Diffusion)."
+        )
+    tokens = tokenizer("", padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    masked = getattr(text_encoder.config, "use_attention_mask", False)
+    device = text_encoder.device
+    hidden = text_encoder.eval()(
+        tokens.input_ids.to(device), attention_mask=tokens.attention_mask.to(device) if masked else None
+    )[0]
+    return PromptEmbedding.from_tensor(hidden).eval()

@@ -430,10 +430,10 @@ def test_weights_are_as_readable_as_the_rest(converted):
 
 
 def test_weights_beyond_float16_are_named(save, tmp_path):
-    """65504 is float16's largest number."""
+    """65504 is float16's largest number, and the checkpoint's own weights are of that type."""
     weights = torch.load(CHECKPOINT)["state_dict"]
     (key,) = (key for key in weights if key.endswith("out.2.bias") and "_blocks" not in key)
-    checkpoint = save(state_dict={**weights, key: weights[key] + 1e5})
+    checkpoint = save(state_dict={**weights, key: weights[key].float() + 1e5})
     with pytest.raises(ValueError, match=r"`variant` 'fp16': the tensor conv_out\.bias of the unet has values"):
         convert_checkpoint(checkpoint, VAE, tmp_path / "out", variant="fp16")
     assert not list(tmp_path.glob("*out*")), "neither the folder nor a part of it"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import zipfile
 
 import convert_image_encoder
 import pytest
@@ -130,6 +131,22 @@ def test_nothing_but_tensors_is_unpickled(tmp_path):
     with pytest.raises(ValueError, match=r"malicious\.pth is not a file of tensors"):
         load_efficientnet_lite(tmp_path / "malicious.pth")
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("damage", ["compressed", "NaN"])
+def test_damaged_weights_are_refused(tmp_path, damage):
+    path, weights = tmp_path / "weights.pth", {"_conv_stem.weight": torch.zeros(8, 3, 3, 3)}
+    if damage == "NaN":
+        weights["_conv_stem.weight"][0, 0, 0, 0] = torch.nan
+    torch.save(weights, path)
+    if damage == "compressed":
+        with zipfile.ZipFile(path) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, data in members.items():
+                archive.writestr(name, data)
+    with pytest.raises(ValueError, match=rf"weights\.pth .*{damage}"):
+        load_efficientnet_lite(path)
 
 
 def test_the_script_converts_a_file(tmp_path, capsys):

@@ -26,6 +26,7 @@ from ..pipeline_output import DepthFMOutput
 from . import checks
 from .call_state import CallStateMixin
 from .image_maps import decode_log_depth, latent_size, make_output, output_size
+from .tiling import enlarge_tiles
 
 
 class DepthFMPipeline(
@@ -52,7 +53,7 @@ class DepthFMPipeline(
         prompt_embedding: The constant embedding for the UNet's cross-attention, that of the empty prompt.
         default_num_inference_steps: Used when a call names no number of steps.
         default_processing_resolution: The same for the processing resolution: pixels of the longer side, 0 for the
-            images' own size. The best value is the size that the model was trained at.
+            images' own size. Best is the size that the model was trained at. Tiles of the `vae` are at least as large.
         rescale_self_attention: Whether the UNet's self-attention is scaled by the number of tokens, see
             `depthfm_diffusers.models.attention_processor`. Sets the UNet's attention processors.
         image_encoder: Encoder of features of the image for the UNet's input, or `None`: the authors' models have none.
@@ -97,6 +98,8 @@ class DepthFMPipeline(
         self.default_processing_resolution = default_processing_resolution
         if unet is not None:
             set_self_attention_rescaling(unet, rescale_self_attention)
+        if vae is not None:
+            enlarge_tiles(vae, default_processing_resolution)
 
     @property
     def vae_scale_factor(self) -> int:
@@ -168,14 +171,11 @@ class DepthFMPipeline(
             return [x.to(device=device, dtype=torch.float32) for x in given]
         checks.check_number_of_generators(generator, len(sizes), ensemble_size)
         generators = itertools.cycle(generator if isinstance(generator, list) else [generator])
-        draws = [
-            [
-                randn_tensor((1, channels, *size), generator=next(generators), device=device, dtype=torch.float32)
-                for _ in range(ensemble_size)
-            ]
-            for size in sizes
-        ]
-        return [torch.cat(one) for one in draws]
+
+        def draw(size: tuple[int, int]) -> torch.Tensor:
+            return randn_tensor((1, channels, *size), next(generators), device=device, dtype=torch.float32)
+
+        return [torch.cat([draw(size) for _ in range(ensemble_size)]) for size in sizes]
 
     def encode_image(self, image: torch.Tensor) -> torch.Tensor:
         """Encodes images to latents as the UNet takes them: the condition c, and the signal of the source.

@@ -11,7 +11,8 @@ from diffusers import AutoencoderKL, DiffusionPipeline, SchedulerMixin, UNet2DCo
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ...checkpoints.model_folder import load_pipeline, resolve_model
-from ...models.prompt_embedding import PromptEmbedding
+from ...checkpoints.networks import load_model
+from ...models.prompt_embedding import PromptEmbedding, embed_empty_prompt
 from ...pipelines.depthfm.pipeline_depthfm import DepthFMPipeline
 from ...schedulers.scheduling_flow_matching_image_to_depth import FlowMatchingImageToDepthScheduler
 from ...utils.errors import describe_error
@@ -236,32 +237,6 @@ def add_input_channels(unet: UNet2DConditionModel, channels: int) -> None:
     unet.register_to_config(in_channels=total)
 
 
-@torch.no_grad()
-def embed_empty_prompt(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel) -> PromptEmbedding:
-    """Embeds "" as `StableDiffusionPipeline.encode_prompt` does (diffusers 0.42, without `clip_skip`).
-
-    The prompt is padded to the tokenizer's maximal length (77) with its padding token, which is not the same in 1.5
-    and 2.1; the mask is passed only if the text encoder's configuration asks for it (neither does); the embedding is
-    the last hidden state, after the final layer norm.
-
-    Raises:
-        ValueError: If the tokenizer's maximal length is not set, or longer than the text encoder can take.
-    """
-    length, longest = tokenizer.model_max_length, text_encoder.config.max_position_embeddings
-    if length > longest:
-        raise ValueError(
-            f"`tokenizer` has model_max_length {length}, more than the text encoder's {longest} positions: set "
-            "model_max_length in its tokenizer_config.json (77 for Stable Diffusion)."
-        )
-    tokens = tokenizer("", padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    masked = getattr(text_encoder.config, "use_attention_mask", False)
-    device = text_encoder.device
-    hidden = text_encoder.eval()(
-        tokens.input_ids.to(device), attention_mask=tokens.attention_mask.to(device) if masked else None
-    )[0]
-    return PromptEmbedding.from_tensor(hidden).eval()
-
-
 def _pipeline_from_config(vae: str, unet_config: str) -> DepthFMPipeline:
     """Builds a new UNet around an autoencoder."""
     try:
@@ -360,41 +335,6 @@ def load_schedule(base: str, cls: type[Scheduler]) -> Scheduler:
             f"{PREDICTION_TYPES}."
         )
     return schedule
-
-
-def load_model(cls: Any, what: str, source: str, subfolder: str | None = None) -> Any:
-    """Loads a model in float32 or a tokenizer, completely.
-
-    Args:
-        cls: Its class.
-        what: What errors call it.
-        source: Folder, or Hub repository.
-        subfolder: Its folder in the source; `None`: the source itself.
-
-    Raises:
-        ValueError: If it cannot be read, or is incomplete.
-    """
-    where = {} if subfolder is None else {"subfolder": subfolder}
-    try:
-        if cls is CLIPTokenizer:
-            return cls.from_pretrained(source, **where)
-        if _half_only(Path(source, subfolder or "")):
-            where["variant"] = "fp16"
-        model, report = cls.from_pretrained(source, dtype=torch.float32, output_loading_info=True, **where)
-    except Exception as error:  # diffusers and transformers each raise several kinds
-        raise ValueError(f"{what} cannot be loaded: {describe_error(error)}") from error
-    # The libraries leave random weights where tensors are missing.
-    missing = sorted(report["missing_keys"])
-    if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise ValueError(f"{what} is incomplete: its weight files lack {', '.join(missing[:3])}{more}.")
-    return model
-
-
-def _half_only(folder: Path) -> bool:
-    """Returns whether all weight files of a local folder are `*.fp16.*`."""
-    weights = [path for suffix in ("safetensors", "bin") for path in folder.glob(f"*.{suffix}")]
-    return bool(weights) and all(".fp16" in path.name for path in weights)
 
 
 def _check_plain_unet(base: str, unet: UNet2DConditionModel) -> None:

@@ -9,10 +9,11 @@ import torch
 from accelerate import Accelerator
 from diffusers import ControlNetModel, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
+from ...checkpoints.networks import load_model
 from ...pipelines.depthfm_controlnet.controlnet_checks import text_width
 from ..lora import add_lora
 from ..settings import LoraSettings, MemorySettings
-from .base_model import load_model, load_schedule, load_stable_diffusion
+from .base_model import load_schedule, load_stable_diffusion
 
 DEFAULT_CONDITIONING_CHANNELS = (16, 32, 96, 256)
 # The layers that a ControlNet has beside its copy of the UNet's encoder. They are new: adapters cannot replace their

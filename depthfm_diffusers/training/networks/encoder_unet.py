@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
 
+from ...checkpoints.networks import load_model
 from ...models.image_encoder import ImageEncoder
 from ...pipelines.depthfm.pipeline_depthfm import DepthFMPipeline
 from ..data.flow_data import FlowFrames
-from .base_model import add_input_channels, load_model
+from .base_model import add_input_channels
 from .decoding_unet import DecodingUNet
 
 # Training frames that the statistics of the features are taken from, at most.

@@ -176,9 +176,54 @@ def test_lora_weights_load_fuse_and_unload(image, adapter, rescale, caplog):
     assert "text_encoder" not in caplog.text
 
 
-def test_lora_weights_of_a_text_encoder_are_refused(pipe, adapter):
+def kohya_names(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The names that kohya-ss's scripts give: underscores for dots, `down` and `up` for A and B."""
+    renamed = {}
+    for key, tensor in state_dict.items():
+        module, letter, _ = key.rsplit(".", 2)
+        module = module.removeprefix("unet.").removesuffix(".lora").replace(".", "_")
+        renamed[f"lora_unet_{module}.lora_{'down' if letter in ('lora_A', 'down') else 'up'}.weight"] = tensor
+    return renamed
+
+
+@pytest.mark.parametrize("names", ["diffusers", "kohya"])
+def test_the_text_encoders_part_of_lora_weights_is_left_out(image, adapter, names, caplog):
+    """The rest is loaded as if it were alone, and the number of weights that are left out is said."""
     path, _ = adapter
     state_dict = DepthFMPipeline.lora_state_dict(path)[0]
-    state_dict["text_encoder.layer.to_q.lora_A.weight"] = torch.zeros(2, 4)
-    with pytest.raises(ValueError, match="text encoder, which DepthFMPipeline does not have"):
-        pipe.load_lora_weights(state_dict)
+    layer = "text_model.encoder.layers.0.self_attn.q_proj"
+    others = {f"text_encoder.{layer}.lora_A.weight": torch.ones(2, 4), f"text_encoder.{layer}.lora_B.weight": None}
+    if names == "kohya":
+        state_dict = kohya_names(state_dict)
+        prefix = f"lora_te_{layer.replace('.', '_')}"
+        others = {f"{prefix}.lora_down.weight": torch.ones(2, 4), f"{prefix}.lora_up.weight": None}
+    others = {key: torch.ones(4, 2) if tensor is None else tensor for key, tensor in others.items()}
+
+    def loaded(weights) -> np.ndarray:
+        pipe = DepthFMPipeline(**build_components(), default_processing_resolution=64)
+        pipe.load_lora_weights(weights)
+        assert pipe.get_active_adapters() == ["default_0"]
+        return predict(pipe, image)
+
+    expected = loaded(dict(state_dict))
+    assert "left out" not in caplog.text
+    assert np.array_equal(loaded({**state_dict, **others}), expected)
+    assert f"2 of {len(state_dict) + 2} LoRA weights are left out" in caplog.text
+    assert "text encoder, which DepthFMPipeline does not have" in caplog.text
+
+    pipe = DepthFMPipeline(**build_components(), default_processing_resolution=64)
+    without = predict(pipe, image)
+    with pytest.raises(ValueError, match=r"text encoder, which DepthFMPipeline does not have.*'unet\.'.*'lora_unet_'"):
+        pipe.load_lora_weights(dict(others))
+    assert pipe.get_active_adapters() == []
+    assert np.array_equal(predict(pipe, image), without)
+
+
+def test_lora_weights_that_do_not_fit_leave_no_adapter(pipe, adapter, image):
+    without = predict(pipe, image)
+    state_dict = DepthFMPipeline.lora_state_dict(adapter[0])[0]
+    key = next(key for key in state_dict if "down" in key or "lora_A" in key)
+    with pytest.raises(Exception, match="size mismatch"):
+        pipe.load_lora_weights({**state_dict, key: torch.ones(2, 7)})
+    assert pipe.get_active_adapters() == []
+    assert np.array_equal(predict(pipe, image), without)

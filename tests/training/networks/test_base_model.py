@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
 from depthfm_diffusers import DepthFMPipeline, FlowMatchingImageToDepthScheduler
+from depthfm_diffusers.models.prompt_embedding import embed_empty_prompt
 from depthfm_diffusers.training.networks.base_model import (
     CONV_IN_INITS,
     build_pipeline,
-    embed_empty_prompt,
     grow_conv_in,
     source_noise_step,
 )
