@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -35,6 +36,7 @@ from depthfm_diffusers.training.data.flow_data import FlowFrames, cache_latents,
 from depthfm_diffusers.training.data.samples import SplitFrames
 from depthfm_diffusers.training.loop import Trainer
 from depthfm_diffusers.training.networks.base_model import build_pipeline, prepare_pipeline
+from depthfm_diffusers.training.objectives.decoded_losses import DecodedWeights
 from depthfm_diffusers.training.objectives.flow_objective import FlowState, data_loss
 from depthfm_diffusers.training.run import start_run
 
@@ -48,15 +50,19 @@ SCHEDULE = {
 }
 SAMPLING = {"timestep_spacing": "trailing", "set_alpha_to_one": False}
 # Flags of the flow that have no meaning here.
-FLOW_ONLY = ("start", "noise_augmentation_step", "sigma_min", "normals_loss_weight", "gradient_loss_weight")
+FLOW_ONLY = (
+    *("stage", "velocity_loss_weight", "start", "noise_augmentation_step", "sigma_min", "image_encoder"),
+    *(f"{field.name}_loss_weight" for field in fields(DecodedWeights)),
+)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The flags of `train_depthfm`; those that only a flow, a base model or adapters have are refused."""
     args = train_depthfm.parse_args(argv)
-    defaults = train_depthfm.build_parser()
+    parser = train_depthfm.build_parser()
+    defaults = vars(parser.parse_args(["--train_data", "", "--output_dir", ""])) | train_depthfm.STAGE_DEFAULTS["flow"]
     for name in (*FLOW_ONLY, "pretrained_model_name_or_path", "lora_rank", "push_to_hub"):
-        if getattr(args, name) != defaults.get_default(name):
+        if getattr(args, name) != defaults[name]:
             raise SystemExit(f"train_marigold.py: --{name} has no meaning for this script")
     return args
 
