@@ -2,9 +2,10 @@
 
     python benchmarks/synthesis/demonstrate.py --shards SHARD.tar ... --work DIR
 
-Runs, one after the other: `caption_scenes.py`, `train_base.py`, `training/train_depth_controlnet.py` and
-`depthfm adherence` on frames of held-out scenes. After a stop, the same command resumes. The report and its picture
-are copied to `--output` and `--plots`; docs/synthesis.md shows them, with the table that is printed.
+Runs, one after the other: `caption_scenes.py`, `training/train_autoencoder.py` (that of the bundled model decodes
+depth alone), `train_base.py`, `training/train_depth_controlnet.py` and `depthfm adherence` on frames of held-out
+scenes. After a stop, the same command resumes. The report and its picture are copied to `--output` and `--plots`;
+docs/synthesis.md shows them, with the table that is printed.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 
 from PIL import Image
 
+from depthfm_diffusers import default_model_path
 from depthfm_diffusers.evaluation.adherence.measures import MEASURES
 from depthfm_diffusers.evaluation.adherence.report import ROWS
 
@@ -29,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Alike for both trainings: the second then finds the images of the first encoded.
 DATA = ["--min_crop", "0.7", "--train_batch_size", "16", "--mixed_precision", "bf16", "--channels_last"]
 GOING_ON = ["--checkpoints_total_limit", "2", "--resume_from_checkpoint", "latest"]
+AUTOENCODER = ["--max_train_steps", "1500", "--learning_rate", "5e-4"]
 BASE = [
     *("--max_train_steps", "7000", "--learning_rate", "1e-3", "--lr_warmup_steps", "200", "--ema_decay", "0.998"),
     *("--cache_latents", "3", "--validation_steps", "7000"),
@@ -61,8 +64,19 @@ def commands(args: argparse.Namespace) -> list[list[str]]:
     shards = [str(captioned / shard.name) for shard in args.shards]
     base, controlnet, latents = work / "base", work / "controlnet", ["--latent_cache_dir", str(work / "latents")]
     python = sys.executable
+    autoencoder = [
+        *(python, str(ROOT / "training/train_autoencoder.py"), "--train_data", *map(str, args.shards)),
+        *(
+            "--pretrained_model_name_or_path",
+            str(default_model_path() / "vae"),
+            "--output_dir",
+            str(work / "autoencoder"),
+        ),
+        *(*AUTOENCODER, *GOING_ON),
+    ]
     train_base = [
         *(python, str(here / "train_base.py"), "--train_data", *shards, "--output_dir", str(base)),
+        *("--vae", str(work / "autoencoder")),
         *(*DATA, *latents, *BASE, *GOING_ON),
     ]
     train_controlnet = [
@@ -77,7 +91,7 @@ def commands(args: argparse.Namespace) -> list[list[str]]:
         *("--controlnet", str(controlnet), "--output", str(work / "adherence.json"), *ADHERENCE),
     ]
     caption = [python, str(here / "caption_scenes.py"), *map(str, args.shards), "--output", str(captioned)]
-    return [caption, train_base, *stages, adherence]
+    return [caption, autoencoder, train_base, *stages, adherence]
 
 
 def table(report: Mapping[str, Any]) -> str:

@@ -19,7 +19,6 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from depthfm_diffusers import default_model_path
 from depthfm_diffusers.training.config import (
     add_cache_flags,
     base_parser,
@@ -63,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     here = Path(__file__).resolve().parent
     model = parser.add_argument_group("model")
     model.add_argument("--unet_config", default=str(here / "unet.json"), help="JSON configuration of the UNet.")
-    model.add_argument("--vae", default=str(default_model_path() / "vae"), help="AutoencoderKL folder.")
+    model.add_argument("--vae", required=True, help="Folder of an AutoencoderKL that decodes images.")
     model.add_argument("--resolution", type=int, nargs=2, metavar=("H", "W"), help="Resize images to cover this.")
     model.add_argument("--proportion_empty_prompts", type=fraction, default=0.1, help="Captions left out.")
     add_cache_flags(parser)

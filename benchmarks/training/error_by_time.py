@@ -23,6 +23,7 @@ from depthfm_diffusers.depth_normalization import DepthNormalization
 from depthfm_diffusers.training.data.draws import FlowDraws, TimeDistribution
 from depthfm_diffusers.training.data.flow_data import FlowFrames, encode_batch
 from depthfm_diffusers.training.data.samples import DataSettings, SampleSettings, SplitFrames
+from depthfm_diffusers.training.networks.encoder_unet import EncoderUNet, FeatureNoise
 from depthfm_diffusers.training.objectives.flow_objective import predict_velocity
 
 
@@ -38,6 +39,8 @@ def main() -> None:
     args = parser.parse_args()
 
     pipe = DepthFMPipeline.from_pretrained(args.model or default_model_path())
+    encoder = pipe.image_encoder
+    network = pipe.unet if encoder is None else EncoderUNet(pipe.unet, encoder, FeatureNoise())
     data = SplitFrames.open(DataSettings(tuple(args.train_data)))
     kinds = {"training": data.train, "held out": data.held_out}
     print("| frames | t | mean squared error of the estimate | variance of the target |\n|---|---|---|---|")
@@ -47,7 +50,7 @@ def main() -> None:
             data.choose(indices, args.frames),
             SampleSettings(),
             DepthNormalization(),
-            FlowDraws(TimeDistribution(), pipe.vae.config.latent_channels),
+            FlowDraws(TimeDistribution(), pipe.vae.config.latent_channels, feature_seed=encoder is not None),
             pipe.vae_scale_factor,
         )
         draws = [default_collate([dataset[epoch, i] for i in range(len(dataset))]) for epoch in range(args.draws)]
@@ -59,7 +62,7 @@ def main() -> None:
             errors = []
             for draw in draws:
                 batch = encoded | {"noise": draw["noise"], "time": torch.full((len(dataset),), time)}
-                estimate = predict_velocity(pipe.unet, pipe.scheduler, pipe.prompt_embedding(), batch).target_estimate
+                estimate = predict_velocity(network, pipe.scheduler, pipe.prompt_embedding(), batch).target_estimate
                 squared = (estimate - target).square().mean(1, keepdim=True)
                 errors.append((weight * squared).sum() / weight.sum())
             print(f"| {kind} | {time} | {torch.stack(errors).mean():.4f} | {variance:.3f} |")

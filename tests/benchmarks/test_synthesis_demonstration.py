@@ -9,6 +9,7 @@ import caption_scenes
 import demonstrate
 import numpy as np
 import pytest
+import train_autoencoder
 import train_base
 import train_depth_controlnet
 from diffusers import StableDiffusionPipeline
@@ -18,7 +19,7 @@ from helpers.shards import sloping_frame, write_shard
 from helpers.training_runs import reset_accelerate
 from PIL import Image
 
-from depthfm_diffusers import DepthFMPipeline, cli
+from depthfm_diffusers import DepthFMPipeline, cli, default_model_path
 from depthfm_diffusers.frames import split_by_scene
 from depthfm_diffusers.training.data.sources import open_captioned_images
 
@@ -55,7 +56,8 @@ def test_captions_are_added_and_held_out_frames_are_those_of_training(frames, tm
 
 def test_base_tells_captions_apart():
     """The byte tokenizer knows any prompt, and the random text encoder gives each an embedding of its own."""
-    args = train_base.build_parser().parse_args(["--train_data", "x", "--output_dir", "x"])
+    vae = str(default_model_path() / "vae")
+    args = train_base.build_parser().parse_args(["--train_data", "x", "--output_dir", "x", "--vae", vae])
     pipe = train_base.build_base(args.unet_config, args.vae)
     embeddings = [pipe.encode_prompt(p, "cpu", 1, False)[0] for p in ("a room", "a street", "", "日本")]
     assert all((a - b).abs().max() > 0.1 for i, a in enumerate(embeddings) for b in embeddings[:i])
@@ -74,9 +76,11 @@ def test_from_frames_to_the_report(frames, tmp_path, capsys):
         json.dumps(json.loads(Path(train_base.__file__).with_name("unet.json").read_text()) | UNET)
     )
     args = demonstrate.build_parser().parse_args(["--shards", str(frames), "--work", str(tmp_path)])
-    caption, base, controlnet, longer, adherence = demonstrate.commands(args)
+    caption, autoencoder, base, controlnet, longer, adherence = demonstrate.commands(args)
     short = ["--max_train_steps", "2", "--train_batch_size", "4", "--report_to", "none", "--mixed_precision", "no"]
     caption_scenes.main(caption[2:])
+    train_autoencoder.main([*autoencoder[2:], *short, "--max_train_steps", "1", "--crop_size", "32"])
+    reset_accelerate()
     train_base.main([*base[2:], *short, "--unet_config", str(tmp_path / "unet.json")])
     pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "base")
     pipe.set_progress_bar_config(disable=True)
@@ -106,5 +110,5 @@ def test_pages_say_what_the_report_says():
 
 def test_commands_can_be_seen_without_running_them(frames, tmp_path, capsys):
     demonstrate.main(["--shards", str(frames), "--work", str(tmp_path / "w"), "--print"])
-    assert len(capsys.readouterr().out.splitlines()) == 5
+    assert len(capsys.readouterr().out.splitlines()) == 6
     assert not (tmp_path / "w").exists()
