@@ -331,6 +331,8 @@ def main(argv: list[str] | None = None) -> None:
         base = args.pretrained_model_name_or_path or args.unet_config
         whole = lora is None or args.train_decoder or not is_depthfm(base)
         longest = max(side for size in frames.sizes.values() for side in size)
+        if args.stage == "one_step":
+            pipe.register_to_config(default_num_inference_steps=1)  # what it was tuned for
         save_result(pipe, settings.output_dir, longest, adapters=lora is not None, whole=whole)
         write_model_card(card_facts(args, base), trainer.scores, lora is not None, args.validation_frames)
         if args.push_to_hub:

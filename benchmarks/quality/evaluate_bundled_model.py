@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "training"))
 
-from depthfm_diffusers import DepthFMPipeline, default_model_path
+from depthfm_diffusers import DepthFMPipeline, __version__, default_model_path
 from depthfm_diffusers.depth_normalization import normalize_log_depth
 from depthfm_diffusers.evaluation.metrics.alignment import MIN_VALID_PIXELS, align
 from depthfm_diffusers.evaluation.metrics.boundary import boundary_f1
@@ -153,7 +153,8 @@ def main() -> None:
         for method, values in methods.items():
             print(f"| {method} | " + " | ".join(f"{values[c]:.3f}" for c in COLUMNS) + " |")
     if args.output is not None:
-        packages = {p: version(p) for p in ("depthfm_diffusers", "torch", "diffusers", "scikit-image")}
+        packages = {"depthfm_diffusers": __version__}
+        packages |= {p: version(p) for p in ("torch", "diffusers", "scikit-image")}
         record = {
             "mean": summary,
             "images": {name: len(methods["constant"]) for name, methods in results.items()},

@@ -6,14 +6,14 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-from diffusers import DDIMScheduler, MarigoldDepthPipeline
+from diffusers import DDIMScheduler, MarigoldDepthPipeline, UNet2DConditionModel
 from PIL import Image
 
 from ..image_processing import load_images
@@ -116,7 +116,8 @@ def marigold_on_components(pipe: DepthFMPipeline) -> MarigoldDepthPipeline:
     """Makes diffusers' `MarigoldDepthPipeline` around the networks of a DepthFM pipeline.
 
     Args:
-        pipe: The pipeline whose UNet, autoencoder and constant embedding are shared, not copied.
+        pipe: The pipeline whose UNet, autoencoder and constant embedding are shared, not copied. If it has an image
+            encoder, the UNet is copied, without the encoder's channels at its input.
 
     Returns:
         The pipeline with a DDIM scheduler as Marigold's, and no text encoder.
@@ -131,7 +132,7 @@ def marigold_on_components(pipe: DepthFMPipeline) -> MarigoldDepthPipeline:
         timestep_spacing="trailing",
     )
     marigold = MarigoldDepthPipeline(
-        unet=pipe.unet,
+        unet=_without_features(pipe.unet, pipe.vae.config.latent_channels),
         vae=pipe.vae,
         scheduler=scheduler,
         text_encoder=None,
@@ -141,6 +142,18 @@ def marigold_on_components(pipe: DepthFMPipeline) -> MarigoldDepthPipeline:
     with torch.no_grad():
         marigold.empty_text_embedding = pipe.prompt_embedding(1).to(pipe.device, pipe.unet.dtype)
     return marigold
+
+
+def _without_features(unet: UNet2DConditionModel, latent_channels: int) -> UNet2DConditionModel:
+    """Returns a UNet that takes two latents and nothing else: the same one, or one with a smaller first layer."""
+    channels = 2 * latent_channels
+    if unet.config.in_channels == channels:
+        return unet
+    smaller = UNet2DConditionModel.from_config(unet.config, in_channels=channels).to(unet.device, unet.dtype)
+    weights = unet.state_dict()
+    weights["conv_in.weight"] = weights["conv_in.weight"][:, :channels]
+    smaller.load_state_dict(weights)
+    return smaller.eval()
 
 
 def format_table(report: dict[str, Any]) -> str:
@@ -192,8 +205,10 @@ def _measure(
     """Runs one call and measures its networks."""
     times = CallTimes()
     device = pipeline.device
+    encoder = getattr(pipeline, "image_encoder", None)
     with (
         _timed(pipeline.vae, "encode", times.encode, device),
+        nullcontext() if encoder is None else _timed(encoder, "forward", times.encode, device),
         _timed(pipeline.unet, "forward", times.evaluations, device),
         _timed(pipeline.vae, "decode", times.decode, device),
     ):

@@ -88,6 +88,7 @@ def one_step_loss(model: Path, shard: Path) -> float:
 def test_it_lowers_the_error_of_one_step(shard, base, tmp_path):
     more = ("--train_decoder", "--max_train_steps", "15", "--checkpointing_steps", "100", "--ema_decay", "0")
     train_depthfm.main(flags(shard, base, tmp_path / "tuned", *more, "--no-flip", "--start_share", "1"))
+    assert DepthFMPipeline.from_pretrained(tmp_path / "tuned").default_num_inference_steps == 1
     before, after = one_step_loss(base, shard), one_step_loss(tmp_path / "tuned", shard)
     assert after < 0.8 * before, (before, after)
 
