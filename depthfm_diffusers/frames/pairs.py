@@ -14,7 +14,7 @@ from ..pictures import IMAGE_SUFFIXES, choose_pictures
 from ..utils.folders import files_below
 from .decoding import EncodedFrame, frame_error, has_camera
 from .reader import FrameReader, first_few
-from .rows import read_rows
+from .rows import check_rows, read_rows
 from .stored_files import StoredFile
 
 IMAGE_FOLDERS = ("images", "rgb")
@@ -171,7 +171,5 @@ def _read_rows(file: Path) -> list[dict[str, Any]]:
         rows = read_rows(file)
     except ValueError as error:
         raise ValueError(f"{file} cannot be read ({error}).") from error
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict) or None in row:
-            raise ValueError(f"{file}, row {number} does not fit the columns: {row!r}.")
+    check_rows(rows, file)
     return rows

@@ -45,6 +45,21 @@ def read_rows(path: Path) -> list[Any]:
         raise ValueError(f"a line is not JSON ({error})") from error
 
 
+def check_rows(rows: Sequence[Any], path: Path) -> None:
+    """Checks that every row has the columns of its file, and no more cells.
+
+    Args:
+        rows: From `read_rows`.
+        path: The file.
+
+    Raises:
+        ValueError: If one has not.
+    """
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict) or None in row:
+            raise ValueError(f"{path}, row {number} does not fit the columns: {row!r}.")
+
+
 def read_column_names(path: Path) -> Sequence[str]:
     """Reads the names of the columns from the first row; the arguments are as for `read_rows`.
 

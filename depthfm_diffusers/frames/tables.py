@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..utils.imports import import_optional
 from .decoding import EncodedFrame, frame_error, has_camera
 from .reader import CAPTION_NAMES, FrameReader
-from .rows import read_rows
+from .rows import check_rows, read_rows
 from .source_config import CaptionSourceConfig, ImageSourceConfig, SourceConfig
 
 if TYPE_CHECKING:
@@ -211,9 +211,7 @@ def _read_metadata(config: SourceConfig | CaptionSourceConfig, file: Path) -> da
             rows = read_rows(file)
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from None
-        for number, row in enumerate(rows, start=1):
-            if not isinstance(row, dict) or None in row:
-                raise ValueError(f"{file}, row {number} does not fit the columns: {row!r}")
+        check_rows(rows, file)
         columns: dict[str, list[Any]] = {}
         pictures = []
         for name in dict.fromkeys(name for row in rows for name in row):

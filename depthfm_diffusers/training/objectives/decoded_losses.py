@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -42,14 +42,13 @@ class DecodedWeights:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        for name, weight in self.positive(include_zero=True).items():
+        for name, weight in asdict(self).items():
             if not 0.0 <= weight < math.inf:
                 raise ValueError(f"The weight of `{name}` must be at least 0 and finite, got {weight}.")
 
-    def positive(self, include_zero: bool = False) -> dict[str, float]:
-        """Returns the weights above 0 by name, or all."""
-        weights = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: weight for name, weight in weights.items() if include_zero or weight > 0}
+    def positive(self) -> dict[str, float]:
+        """Returns the weights above 0 by name."""
+        return {name: weight for name, weight in asdict(self).items() if weight > 0}
 
 
 @dataclass(frozen=True)
