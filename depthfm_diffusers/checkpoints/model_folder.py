@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from diffusers import DiffusionPipeline
@@ -22,22 +23,29 @@ from .model_files import (
     read_model_index,
 )
 
+if TYPE_CHECKING:
+    from diffusers import MarigoldDepthPipeline
+
+# The classes of pipelines whose folders are understood: everywhere, and where predictions are scored.
+DEPTHFM = "DepthFMPipeline"
+DEPTH_MODELS = (DEPTHFM, "MarigoldDepthPipeline")
 Pipeline = TypeVar("Pipeline", bound=DiffusionPipeline)
 
 
-def resolve_model(model: str | None = None, variant: str | None = None) -> Path:
+def resolve_model(model: str | None = None, variant: str | None = None, classes: Sequence[str] = (DEPTHFM,)) -> Path:
     """Finds the folder of a model: a given one, the bundled one, or one fetched from the Hub or its cache.
 
     Args:
         model: A folder, or the name of a Hub repository; `None` is the bundled model.
         variant: Which weight files to fetch from the Hub, `"fp16"` for instance.
+        classes: Names of the pipelines that are understood.
 
     Returns:
         The folder, checked with `check_model_folder`.
 
     Raises:
         FileNotFoundError: If there is no such folder, and no such repository can be reached.
-        ValueError: If the folder is not a DepthFM model or one of its files is damaged.
+        ValueError: If the folder is another pipeline's or one of its files is damaged.
     """
     folder = default_model_path() if model is None else Path(model).expanduser()
     if model is not None and not folder.is_dir():
@@ -51,17 +59,18 @@ def resolve_model(model: str | None = None, variant: str | None = None) -> Path:
                 f"model {model}: there is no such folder, and the Hub repository could not be fetched: "
                 f"{describe_error(error.__cause__ or error)}"  # diffusers names the Hub's own error as the cause
             ) from error
-    check_model_folder(folder)
+    check_model_folder(folder, classes)
     return folder
 
 
-def check_model_folder(folder: Path) -> None:
+def check_model_folder(folder: Path, classes: Sequence[str] = (DEPTHFM,)) -> None:
     """Checks a model folder for common damage, so that the error names the file at fault.
 
     Only `model_index.json` and the folders of the components that it names are checked.
 
     Args:
-        folder: A folder as written by `DepthFMPipeline.save_pretrained`.
+        folder: A folder as written by a pipeline's `save_pretrained`.
+        classes: Names of the pipelines that are understood.
 
     Raises:
         FileNotFoundError: If `model_index.json` or the folder of a component is missing.
@@ -69,10 +78,11 @@ def check_model_folder(folder: Path) -> None:
     """
     index = read_model_index(folder)
     class_name = index.get("_class_name")
-    if class_name != "DepthFMPipeline":
+    if class_name not in classes:
+        understood = " or ".join(map(repr, classes))
         raise ValueError(
-            f"model {folder}: model_index.json says {class_name!r}, not 'DepthFMPipeline'. To convert a "
-            "checkpoint of the DepthFM authors, use `depthfm convert`."
+            f"model {folder}: model_index.json says {class_name!r}, not {understood}: folders of other classes are "
+            "not understood here. `depthfm convert` makes such a folder of the DepthFM authors' weights."
         )
     check_component_files(folder, index)
 
@@ -109,15 +119,43 @@ def load_pipeline(
         ValueError: If the model cannot be loaded, its weight files lack tensors or have values that are not finite,
             or the device cannot be used.
     """
+    return move_to_device(_load(DepthFMPipeline, folder, dtype, variant), device)
+
+
+def load_depth_model(
+    folder: Path, device: str = "auto", dtype: torch.dtype = torch.float32, variant: str | None = None
+) -> DepthFMPipeline | MarigoldDepthPipeline:
+    """Loads a model of a class in `DEPTH_MODELS` from a folder, quietly and without any network.
+
+    Args:
+        folder: The model folder, checked with these classes.
+        device: See `load_pipeline`.
+        dtype: See `load_pipeline`.
+        variant: See `load_pipeline`.
+
+    Returns:
+        The pipeline, on the device.
+
+    Raises:
+        ValueError: See `load_pipeline`. A Marigold model without text encoder or tokenizer cannot be loaded.
+    """
+    if read_model_index(folder).get("_class_name") == DEPTHFM:
+        return load_pipeline(folder, device, dtype, variant)
+    from diffusers import MarigoldDepthPipeline
+
+    return move_to_device(_load(MarigoldDepthPipeline, folder, dtype, variant), device)
+
+
+def _load(pipeline_class: type[Pipeline], folder: Path, dtype: torch.dtype, variant: str | None) -> Pipeline:
     try:
-        pipe = DepthFMPipeline.from_pretrained(folder, dtype=dtype, variant=variant, local_files_only=True)
+        pipe = pipeline_class.from_pretrained(folder, dtype=dtype, variant=variant, local_files_only=True)
     except Exception as error:  # loading runs through four libraries, each with exceptions of its own
         raise ValueError(f"model {folder} cannot be loaded: {describe_error(error)}") from error
     for name in component_names(read_model_index(folder)):
         component = getattr(pipe, name)
         if isinstance(component, torch.nn.Module):
             check_weights(folder / name, component, variant)
-    return move_to_device(pipe, device)
+    return pipe
 
 
 def move_to_device(pipe: Pipeline, device: str) -> Pipeline:

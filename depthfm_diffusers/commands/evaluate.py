@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..evaluation.choices import ALIGNMENT_SPACES, PREDICTION_FORMS
+from ..evaluation.choices import ALIGNMENT_SPACES, PREDICTION_FORMS, PROTOCOL_CHOICES
 from .arguments import (
     Subcommands,
     add_command,
@@ -68,8 +68,15 @@ def add_parser(commands: Subcommands) -> None:
     parser.add_argument("--list", action=_ListBenchmarks, nargs=0, help="print the benchmarks and exit")
     add_model_arguments(parser)
     add_prediction_arguments(parser, "members to average, whose spread is scored from 2 on")
-    parser.add_argument(
+    scoring = parser.add_mutually_exclusive_group()
+    scoring.add_argument(
         "--alignment", choices=ALIGNMENT_SPACES, help="space of the alignment to the truth (default: the benchmark's)"
+    )
+    scoring.add_argument(
+        "--protocol",
+        choices=PROTOCOL_CHOICES,
+        help="score by a protocol of the field: marigold aligns depth by least squares, ppd log(depth + 1) by RANSAC; "
+        "all: each, of the same predictions, in columns of its own (default: the benchmark's alignment)",
     )
     parser.add_argument(
         "--predictions",
@@ -101,11 +108,10 @@ def evaluate(args: argparse.Namespace) -> int:
     """Runs `depthfm evaluate`: scores a model on a benchmark."""
     import torch
 
-    from ..checkpoints.model_folder import load_pipeline, model_fingerprint, resolve_model
+    from ..checkpoints.model_folder import DEPTH_MODELS, load_depth_model, model_fingerprint, resolve_model
     from ..evaluation.data.configs import load_benchmark
     from ..evaluation.data.open_benchmark import open_benchmark
     from ..evaluation.runs.benchmark import run_evaluation
-    from ..evaluation.runs.report import format_report
     from ..evaluation.runs.scoring import EvaluationSettings
 
     settings = EvaluationSettings(
@@ -113,18 +119,19 @@ def evaluate(args: argparse.Namespace) -> int:
         alignment=args.alignment,
         limit=args.limit,
         threads=args.threads,
+        protocol=args.protocol,
     )
     sheet = check_report_files(args.output, args.contact_sheet)
     # Errors in the data are found before a network is loaded.
     data = open_benchmark(load_benchmark(args.benchmark), args.root)
     if args.predictions is not None:
         return _evaluate_predictions(args, data, settings, sheet)
-    model_folder = resolve_model(find_model(args), args.variant)
+    model_folder = resolve_model(find_model(args), args.variant, DEPTH_MODELS)
     for path in (args.output, sheet):
         path.parent.mkdir(parents=True, exist_ok=True)
     with _processes(args.device) as processes:
         device = args.device if processes.num_processes == 1 or args.device != "auto" else str(processes.device)
-        pipe = load_pipeline(model_folder, device, getattr(torch, args.dtype), args.variant)
+        pipe = load_depth_model(model_folder, device, getattr(torch, args.dtype), args.variant)
         pipe.set_progress_bar_config(disable=True)
         with closing(Progress(processes.is_main_process)) as progress:
             report = run_evaluation(
@@ -142,8 +149,16 @@ def evaluate(args: argparse.Namespace) -> int:
                 on_progress=progress.show,
             )
         if processes.is_main_process:
-            print(f"{format_report(report)}\n\nwritten to {args.output}, contact sheet {sheet}")
+            _print_report(report, args.output, sheet)
     return 0
+
+
+def _print_report(report: Mapping[str, Any], output: Path, sheet: Path) -> None:
+    from ..evaluation.runs.protocol_report import format_protocols
+    from ..evaluation.runs.report import format_report
+
+    text = format_protocols(report) if "protocols" in report else format_report(report)
+    print(f"{text}\n\nwritten to {output}, contact sheet {sheet}")
 
 
 def _evaluate_predictions(
@@ -151,7 +166,6 @@ def _evaluate_predictions(
 ) -> int:
     """Scores depth maps that are there already."""
     from ..evaluation.data.stored_predictions import StoredPredictions
-    from ..evaluation.runs.report import format_report
     from ..evaluation.runs.stored_run import evaluate_predictions
 
     predictions = StoredPredictions(args.predictions, args.prediction_form or "depth", data.keys[: args.limit])
@@ -162,7 +176,7 @@ def _evaluate_predictions(
             data, predictions, settings, args.output, args.predictions, sheet, processes, progress.show
         )
     if processes.is_main_process:
-        print(f"{format_report(report)}\n\nwritten to {args.output}, contact sheet {sheet}")
+        _print_report(report, args.output, sheet)
     return 0
 
 

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from ..image_processing import load_picture
 from ..pipelines.depthfm.pipeline_depthfm import DepthFMPipeline
+
+if TYPE_CHECKING:
+    from diffusers import MarigoldDepthPipeline
+
+# The pipelines whose predictions are scored.
+DepthModel: TypeAlias = "DepthFMPipeline | MarigoldDepthPipeline"
 
 
 @dataclass(frozen=True)
@@ -46,17 +53,19 @@ class PredictionSettings:
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"`seed` must be from 0 to 2**63 - 1, got {self.seed}.")
 
-    def resolve(self, pipe: DepthFMPipeline) -> PredictionSettings:
+    def resolve(self, pipe: DepthModel) -> PredictionSettings:
         """Returns the settings with the defaults of a model in place of `None`."""
+        is_depthfm = isinstance(pipe, DepthFMPipeline)
+        steps = pipe.default_num_inference_steps if is_depthfm else pipe.default_denoising_steps
         resolution = self.processing_resolution
         return replace(
             self,
-            num_inference_steps=self.num_inference_steps or pipe.default_num_inference_steps,
+            num_inference_steps=self.num_inference_steps or steps,
             processing_resolution=pipe.default_processing_resolution if resolution is None else resolution,
         )
 
     def call_arguments(self) -> dict[str, Any]:
-        """Returns the arguments of `DepthFMPipeline.__call__`, with a new generator for each call."""
+        """Returns the arguments of a call of a `DepthModel`, with a new generator for each call."""
         return {
             "num_inference_steps": self.num_inference_steps,
             "ensemble_size": self.ensemble_size,
@@ -113,6 +122,39 @@ def predict_image(
         image, **settings.call_arguments(), output_uncertainty=output_uncertainty, return_dict=False
     )
     return Prediction(depth[0, ..., 0], log_depth[0, ..., 0], None if uncertainty is None else uncertainty[0, ..., 0])
+
+
+def predict_affine(
+    pipe: MarigoldDepthPipeline,
+    image: NDArray[np.uint8],
+    settings: PredictionSettings = PredictionSettings(),
+    output_uncertainty: bool = False,
+) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    """Predicts one image by diffusers' `MarigoldDepthPipeline`.
+
+    Args:
+        pipe: The pipeline.
+        image: H×W×3, RGB.
+        settings: How.
+        output_uncertainty: Whether the spread of the ensemble is returned; needs an ensemble of at least 2.
+
+    Returns:
+        The affine-invariant map, H×W in [0, 1], depth or disparity as `pipe.config.prediction_type` says; and the
+        uncertainty, H×W, or `None`.
+
+    Raises:
+        ValueError: If a setting cannot be used.
+        RuntimeError: If the network's output is not finite.
+    """
+    prediction, uncertainty, _ = pipe(
+        Image.fromarray(image),
+        **settings.call_arguments(),
+        output_uncertainty=output_uncertainty,
+        return_dict=False,
+    )
+    if not np.isfinite(prediction).all():
+        raise RuntimeError("The network's output is not finite. Try dtype=float32.")
+    return prediction[0, ..., 0], None if uncertainty is None else uncertainty[0, ..., 0]
 
 
 def predict_log_depth(

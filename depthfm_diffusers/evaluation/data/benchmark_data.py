@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...frames.reader import first_few
+from ..metrics.masks import gentle_pixels
 from .configs import FRACTION_CROPS, NYU_EIGEN_CROP, NYU_SIZE, BenchmarkConfig
 
 KITTI_BENCHMARK_SIZE = (1216, 352)
@@ -114,7 +115,8 @@ class BenchmarkData(Sequence[Sample]):
         image, depth, intrinsics = self.read(index)
         if self.config.image_crop == "kitti-benchmark":
             image, depth, intrinsics = _kitti_benchmark_crop(image, depth, intrinsics)
-        return Sample(self.keys[index], image, depth, self._valid(depth), intrinsics)
+        valid = self._pixels_in(depth, self.config.min_depth, self.config.crop)
+        return Sample(self.keys[index], image, depth, valid, intrinsics)
 
     def fingerprint(self) -> str:
         """Computes a hash of the names of the images, and of the names and sizes of their files; reads no content.
@@ -126,17 +128,41 @@ class BenchmarkData(Sequence[Sample]):
             digest.update(json.dumps([key, *self.files_of(index)]).encode())
         return digest.hexdigest()
 
+    def stored_depth(self, index: int) -> NDArray[np.floating]:
+        """Reads the depth map of an image as its file has it, also where it is not known: H×W, metres.
+
+        Only data whose configuration has `ppd_max_gradient` need it.
+        """
+        raise NotImplementedError
+
+    def ppd_pixels(self, index: int, depth: NDArray[np.float32], without_steep: bool = True) -> NDArray[np.bool_]:
+        """Returns the pixels of an image that the protocol `ppd` scores: H×W.
+
+        Args:
+            index: The image.
+            depth: `Sample.depth` of that image.
+            without_steep: Whether pixels of a larger gradient than the configuration's `ppd_max_gradient` are left
+                out.
+
+        Raises:
+            ImportError: If scipy is needed and not installed.
+        """
+        valid = self._pixels_in(depth, self.config.min_depth_of_ppd, self.config.crop_of_ppd)
+        if without_steep and self.config.ppd_max_gradient is not None:
+            valid &= gentle_pixels(self.stored_depth(index), self.config.ppd_max_gradient)
+        return valid
+
     def size_problem(self, width: int, height: int) -> str | None:
         """Returns why an image of this size cannot be cropped and masked as the benchmark does; `None` if it can."""
         if self.config.image_crop == "kitti-benchmark":
             if width < KITTI_BENCHMARK_SIZE[0] or height < KITTI_BENCHMARK_SIZE[1]:
                 return f"is {width}x{height} pixels, too small for the KITTI benchmark's 1216x352"
             width, height = KITTI_BENCHMARK_SIZE
-        crop = self.config.crop
-        if crop == "nyu-eigen" and (width, height) != NYU_SIZE:
-            return f"is {width}x{height} pixels; the crop 'nyu-eigen' is for 640x480"
-        if isinstance(crop, tuple) and (crop[1] > height or crop[3] > width):
-            return f"is {width}x{height} pixels, too small for the crop {list(crop)} (top, bottom, left, right)"
+        for crop in (self.config.crop, self.config.crop_of_ppd):
+            if crop == "nyu-eigen" and (width, height) != NYU_SIZE:
+                return f"is {width}x{height} pixels; the crop 'nyu-eigen' is for 640x480"
+            if isinstance(crop, tuple) and (crop[1] > height or crop[3] > width):
+                return f"is {width}x{height} pixels, too small for the crop {list(crop)} (top, bottom, left, right)"
         return None
 
     def config_intrinsics(self) -> NDArray[np.float32] | None:
@@ -146,11 +172,13 @@ class BenchmarkData(Sequence[Sample]):
         fx, fy, cx, cy = self.config.intrinsics
         return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], dtype=np.float32)
 
-    def _valid(self, depth: NDArray[np.float32]) -> NDArray[np.bool_]:
-        valid = depth > max(self.config.min_depth, 0.0)
+    def _pixels_in(
+        self, depth: NDArray[np.float32], min_depth: float, crop: str | tuple[int, ...]
+    ) -> NDArray[np.bool_]:
+        valid = depth > max(min_depth, 0.0)
         if self.config.max_depth is not None:
             valid &= depth < self.config.max_depth
-        top, bottom, left, right = _crop_box(self.config.crop, *depth.shape)
+        top, bottom, left, right = _crop_box(crop, *depth.shape)
         inside = np.zeros_like(valid)
         inside[top:bottom, left:right] = True
         return valid & inside

@@ -80,6 +80,12 @@ class BenchmarkConfig:
         intrinsics: Listed only: (fx, fy, cx, cy) in pixels of all images, pixel centres at integers.
         held_out_fraction: Shards only: only scenes that a training with this `--validation_fraction` has held out.
 
+        ppd_min_depth: The protocol `ppd` only: in place of `min_depth`; `None` for the same.
+        ppd_crop: The protocol `ppd` only: in place of `crop`; `None` for the same.
+        ppd_max_gradient: The protocol `ppd` only, for the reader "listed" without `image_crop`: pixels are left out
+            where the Sobel gradient of the stored depth is larger, metres, see `metrics.masks.gentle_pixels`; `None`
+            leaves out none.
+
         folder: Where `file_list` is; the TOML file's folder, not a field in it.
 
     Raises:
@@ -112,6 +118,9 @@ class BenchmarkConfig:
     image_size: tuple[int, ...] | None = None
     intrinsics: tuple[float, ...] | None = None
     held_out_fraction: float | None = None
+    ppd_min_depth: float | None = None
+    ppd_crop: str | tuple[int, ...] | None = None
+    ppd_max_gradient: float | None = None
     folder: Path = field(default=BENCHMARK_FOLDER, compare=False)
 
     def __post_init__(self) -> None:
@@ -124,9 +133,23 @@ class BenchmarkConfig:
             _check_not_listed(self)
 
     def settings(self) -> dict[str, Any]:
-        """Returns every field but `folder`, of types that JSON has; the same on every machine."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "folder"}
+        """Returns every field of types that JSON has, the same on every machine.
+
+        Not `folder`, and not those of the protocol `ppd`: these are no settings of a run without it.
+        """
+        names = [f.name for f in fields(self) if f.name != "folder" and not f.name.startswith("ppd_")]
+        values = {name: getattr(self, name) for name in names}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    @property
+    def crop_of_ppd(self) -> str | tuple[int, ...]:
+        """The crop of the protocol `ppd`."""
+        return self.crop if self.ppd_crop is None else self.ppd_crop
+
+    @property
+    def min_depth_of_ppd(self) -> float:
+        """The lower end of the valid depths of the protocol `ppd`, metres."""
+        return self.min_depth if self.ppd_min_depth is None else self.ppd_min_depth
 
 
 def benchmark_names() -> tuple[str, ...]:
@@ -223,6 +246,7 @@ KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "intrinsics": (lambda value: _is_array(value, _is_number, 4), "an array of 4 numbers"),
     "crop": (lambda value: _is_text(value) or _is_array(value, _is_whole, 4), "text or an array of 4 whole numbers"),
 }
+KINDS["ppd_crop"] = KINDS["crop"]
 
 
 def _check_types(config: BenchmarkConfig) -> None:
@@ -245,23 +269,28 @@ def _check_values(config: BenchmarkConfig) -> None:
         "alignment_method": ALIGNMENT_METHODS,
         "image_crop": IMAGE_CROPS,
     }
-    if isinstance(config.crop, str):
-        choices["crop"] = CROPS
-    else:
-        top, bottom, left, right = config.crop
+    for name, crop in (("crop", config.crop), ("ppd_crop", config.crop_of_ppd)):
+        if isinstance(crop, str):
+            choices[name] = CROPS
+            continue
+        top, bottom, left, right = crop
         fits = 0 <= top < bottom and 0 <= left < right
-        _require(fits, f"`crop` must be top < bottom and left < right, none negative, got {list(config.crop)}.")
+        _require(fits, f"`{name}` must be top < bottom and left < right, none negative, got {list(crop)}.")
     for name, known in choices.items():
         value = getattr(config, name)
-        _require(value in known, f"`{name}` must be one of {', '.join(known)}, got {value!r}.")
+        fits = value in known or (name == "ppd_crop" and value is None)
+        _require(fits, f"`{name}` must be one of {', '.join(known)}, got {value!r}.")
     fits = re.fullmatch(r"[A-Za-z0-9_-]+", config.name) is not None
     _require(fits, f"`name` must be letters, digits, '-' and '_', got {config.name!r}.")
     _require(config.images is None or config.images >= 1, f"`images` must be at least 1, got {config.images}.")
-    for name in ("processing_resolution", "min_depth"):
+    for name in ("processing_resolution", "min_depth", "ppd_min_depth", "ppd_max_gradient"):
         value = getattr(config, name)
         _require(value is None or value >= 0, f"`{name}` must not be negative, got {value}.")
-    fits = config.max_depth is None or config.max_depth > config.min_depth
-    _require(fits, f"`max_depth` must be above min_depth, {config.min_depth}, got {config.max_depth}.")
+    lowest = max(config.min_depth, config.min_depth_of_ppd)
+    fits = config.max_depth is None or config.max_depth > lowest
+    _require(fits, f"`max_depth` must be above min_depth, {lowest}, got {config.max_depth}.")
+    fits = config.ppd_max_gradient is None or (config.reader == "listed" and config.image_crop == "none")
+    _require(fits, "`ppd_max_gradient` is for the reader 'listed' without image_crop.")
     if (fraction := config.held_out_fraction) is not None:
         fits = config.reader == "shards"
         _require(fits, f"`held_out_fraction` is for the reader 'shards', got it with {config.reader!r}.")

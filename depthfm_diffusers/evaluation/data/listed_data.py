@@ -63,17 +63,7 @@ class ListedData(BenchmarkData):
 
     def read(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32] | None]:
         """Decodes an image's files."""
-        files = self.files[index]
-        encoded = EncodedFrame(
-            key=self.keys[index],
-            origin=str(self.storage.root),
-            scene="",
-            image=files.image.read(),
-            depth=files.depth.read(),
-            image_field=files.image.name,
-            depth_field=files.depth.name,
-            metadata={},
-        )
+        files, encoded = self.files[index], self._encoded(index)
         picture = open_picture(encoded, encoded.image, encoded.image_field)
         depth, orientation = self._stored_depth(encoded, picture.stored_size[0])
         image = decode_image(encoded, orient_with_depth(encoded, picture, depth.shape, orientation))
@@ -85,9 +75,29 @@ class ListedData(BenchmarkData):
             image = np.asarray(resized)
         return image, metres.astype(np.float32), self.config_intrinsics()
 
+    def stored_depth(self, index: int) -> NDArray[np.floating]:
+        """Reads the depth map of an image as its file has it, also where it is not known: H×W, metres."""
+        encoded = self._encoded(index)
+        width = open_picture(encoded, encoded.image, encoded.image_field).stored_size[0]
+        depth = self._stored_depth(encoded, width)[0].astype(np.float32)
+        return depth if self.config.metres_per_count is None else depth * np.float32(self.config.metres_per_count)
+
     def files_of(self, index: int) -> Iterable[tuple[str, int]]:
         """Returns the image's files by what they are: the same data are passed on under several paths."""
         return [(what, file.size) for what, file in self.files[index]._asdict().items() if file is not None]
+
+    def _encoded(self, index: int) -> EncodedFrame:
+        files = self.files[index]
+        return EncodedFrame(
+            key=self.keys[index],
+            origin=str(self.storage.root),
+            scene="",
+            image=files.image.read(),
+            depth=files.depth.read(),
+            image_field=files.image.name,
+            depth_field=files.depth.name,
+            metadata={},
+        )
 
     def _stored_depth(self, encoded: EncodedFrame, width: int) -> tuple[NDArray[Any], int]:
         """Decodes the depth, H×W, as stored; and its EXIF orientation."""

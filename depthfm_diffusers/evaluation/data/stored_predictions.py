@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from ...frames.reader import first_few
 from ...image_processing import load_image
 from ...utils.files import file_sha256
-from ..choices import PREDICTION_FORMS
+from ..choices import LOG_PLUS_ONE, PREDICTION_FORMS
 from ..metrics.alignment import prediction_in_space
+from ..metrics.ransac import prediction_for_ransac
 
 # Looked for in this order if only a folder is given.
 ENDINGS = (".npy", ".png", ".tif", ".tiff")
@@ -74,7 +75,7 @@ class StoredPredictions:
         Args:
             key: The image.
             shape: Height and width of its true depth.
-            space: One of `ALIGNMENT_SPACES`.
+            space: One of `ALIGNMENT_SPACES`, or `LOG_PLUS_ONE`, for which no values are refused.
 
         Returns:
             H×W.
@@ -88,6 +89,8 @@ class StoredPredictions:
         if values.shape != shape:
             sizes = [f"{height}x{width}" for height, width in (values.shape, shape)]
             raise ValueError(f"{path} is {sizes[0]}, the image is {sizes[1]} (height x width): resize it.")
+        if space == LOG_PLUS_ONE:
+            return prediction_for_ransac(values, self.form)
         if self.form == "log":
             return prediction_in_space(values, space).astype(np.float64)
         own_spaces = ("depth", "none") if self.form == "depth" else ("disparity",)

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from ...image_processing import depth_from_log_depth
-from ..choices import ALIGNMENT_SPACES
+from ..choices import ALIGNMENT_SPACES, LOG_PLUS_ONE
 from .masks import check_maps, per_image
 
 MIN_DEPTH = 1e-3
@@ -72,13 +72,7 @@ def align(
         raise ValueError(f"`space` must be one of {ALIGNMENT_SPACES}, got {space!r}.")
     if max_depth is not None and not max_depth > MIN_DEPTH:
         raise ValueError(f"`max_depth` must be more than {MIN_DEPTH} m or None, got {max_depth}.")
-    check_maps(valid, prediction=prediction, truth=truth)
-    if not np.isfinite(prediction[valid]).all():
-        raise ValueError("`prediction` has non-finite values among the valid pixels.")
-    known = truth[valid]
-    if not (np.isfinite(known).all() and (known > 0).all()):
-        raise ValueError("`truth` must be positive and finite wherever `valid` is true.")
-
+    check_alignment_maps(prediction, truth, valid)
     images = per_image(prediction, truth, valid)
     fits = [_fit(p[v].astype(np.float64), t[v].astype(np.float64), space) for p, t, v in images]
     scale, shift = (np.array([fit[i] for fit in fits]).reshape(valid.shape[:-2]) for i in (0, 1))
@@ -93,25 +87,41 @@ def align(
     return Alignment(np.clip(aligned, MIN_DEPTH, max_depth), scale[()], shift[()])
 
 
+def check_alignment_maps(
+    prediction: NDArray[np.floating], truth: NDArray[np.floating], valid: NDArray[np.bool_]
+) -> None:
+    """Checks maps (..., H, W) that are to be aligned.
+
+    Raises:
+        ValueError: If shapes differ, an image has no valid pixel, or a valid pixel is not positive or not finite.
+    """
+    check_maps(valid, prediction=prediction, truth=truth)
+    if not np.isfinite(prediction[valid]).all():
+        raise ValueError("`prediction` has non-finite values among the valid pixels.")
+    known = truth[valid]
+    if not (np.isfinite(known).all() and (known > 0).all()):
+        raise ValueError("`truth` must be positive and finite wherever `valid` is true.")
+
+
 def prediction_in_space(log_depth: NDArray[np.floating], space: str) -> NDArray[np.floating]:
     """Returns the form of a pipeline's output that is aligned in a space.
 
     Args:
         log_depth: (..., H, W), the pipeline's raw log depth, affine-invariant.
-        space: One of `ALIGNMENT_SPACES`.
+        space: One of `ALIGNMENT_SPACES`, or `LOG_PLUS_ONE`, the space of `ransac.align_log_ransac`.
 
     Returns:
         (..., H, W). `"depth"`: the output convention, exp and then per-image min-max to [0, 1] (0 for a map that is
-        constant up to rounding), as `DepthFMOutput.prediction` is; `"log"`: the log depth; `"disparity"`:
-        exp(-log depth) and `"none"`: exp(log depth), float64.
+        constant up to rounding), as `DepthFMOutput.prediction` is; `"log"` and `LOG_PLUS_ONE`: the log depth;
+        `"disparity"`: exp(-log depth) and `"none"`: exp(log depth), float64.
 
     Raises:
         ValueError: If `space` is unknown.
     """
+    if space in ("log", LOG_PLUS_ONE):
+        return log_depth
     if space not in ALIGNMENT_SPACES:
         raise ValueError(f"`space` must be one of {ALIGNMENT_SPACES}, got {space!r}.")
-    if space == "log":
-        return log_depth
     if space == "depth":
         return depth_from_log_depth(torch.from_numpy(np.ascontiguousarray(log_depth))).numpy()
     # In float32 the exponential of 89 is infinite.

@@ -5,23 +5,25 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 
+from ...inference.prediction import DepthModel
 from ...inference.result_folder import describe_environment, describe_scheduler, hardware_name
 from ...pipelines.depthfm.pipeline_depthfm import DepthFMPipeline
 from ..data.open_benchmark import BenchmarkData
 from .contact_sheet import contact_sheet, pick_images
-from .report import build_report
+from .plan import ScoringPlan
+from .protocols import describe_scoring, scoring_versions
 from .resumable_run import named_image, run_over_images
-from .scoring import EvaluationSettings, Protocol, predict_sample, score_sample
+from .scoring import EvaluationSettings, Protocol, check_spaces, predict_sample, score_sample
 
 
 def run_evaluation(
-    pipe: DepthFMPipeline,
+    pipe: DepthModel,
     data: BenchmarkData,
     settings: EvaluationSettings,
     output: str | os.PathLike[str],
@@ -36,7 +38,7 @@ def run_evaluation(
     settings or versions is refused.
 
     Args:
-        pipe: The pipeline, on its device, quiet.
+        pipe: The pipeline, on its device, quiet: a `DepthFMPipeline` or diffusers' `MarigoldDepthPipeline`.
         data: The benchmark, from `open_benchmark`.
         settings: What to evaluate with.
         output: The JSON file to write; its folder is made if there is none.
@@ -47,32 +49,39 @@ def run_evaluation(
         on_progress: See `run_over_images`.
 
     Returns:
-        The report, on every process: what `report.build_report` makes, `per_image` and `time`.
+        The report, on every process: what `ScoringPlan.report` makes, `per_image` and `time`.
 
     Raises:
+        ImportError: If a protocol needs a package that is not installed.
         OSError: If a file cannot be read or written.
-        ValueError: If the results in the folder are of another evaluation or damaged, if an image cannot be used (the
-            message names it), or if no image has enough valid pixels.
+        ValueError: If the model's predictions cannot be aligned as asked for, if the results in the folder are of
+            another evaluation or damaged, if an image cannot be used (the message names it), or if no image has enough
+            valid pixels.
         RuntimeError: If the network's output is not finite, or a process left images out.
     """
+    plan = ScoringPlan(data, settings)
+    check_spaces(pipe, plan.spaces)
     protocol = Protocol.resolve(settings, data.config, pipe)
     described = describe_evaluation(pipe, data, settings, protocol, model)
+    protocols = [replace(protocol, alignment=space) for space in plan.spaces]
     # A resumed run may name the model by another path; the model itself must be the same.
     identity = copy.deepcopy(described)
     del identity["settings"]["model"]["name"]
 
     def score(index: int) -> dict[str, Any]:
         with named_image(data.keys[index]):
-            return score_sample(pipe, data[index], protocol)
+            return plan.entry(score_sample(pipe, plan.samples(index), protocols))
 
     return run_over_images(
         data.keys[: settings.limit],
         score,
-        lambda entries: build_report(described, entries),
+        lambda entries: plan.report(described, entries),
         Path(output),
         identity,
         draw=lambda entries: contact_sheet(
-            data, pick_images(entries), lambda sample: predict_sample(pipe, sample, protocol)[0].depth
+            plan.shown,
+            pick_images(plan.shown_entries(entries)),
+            lambda sample: predict_sample(pipe, sample, protocols[0])[0].depth,
         ),
         picture_path=contact_sheet_path,
         threads=settings.threads,
@@ -82,7 +91,7 @@ def run_evaluation(
 
 
 def describe_evaluation(
-    pipe: DepthFMPipeline,
+    pipe: DepthModel,
     data: BenchmarkData,
     settings: EvaluationSettings,
     protocol: Protocol,
@@ -101,20 +110,22 @@ def describe_evaluation(
         A dictionary that JSON can hold, with `settings` and `versions`.
     """
     environment = describe_environment(pipe)
+    if isinstance(pipe, DepthFMPipeline):
+        kind = {"rescale_self_attention": pipe.config.rescale_self_attention}
+    else:
+        kind = {"class": type(pipe).__name__, "prediction_type": pipe.config.prediction_type}
     return {
         "settings": {
             "benchmark": data.config.settings(),
             "data": {"images": len(data), "fingerprint": data.fingerprint()},
-            "model": {**model, "rescale_self_attention": pipe.config.rescale_self_attention},
+            "model": {**model, **kind},
             **asdict(protocol.prediction),
-            "alignment": protocol.alignment,
-            "alignment_method": data.config.alignment_method,
-            "max_depth": protocol.max_depth,
+            **describe_scoring(settings, data.config),
             "limit": settings.limit,
             "scheduler": describe_scheduler(pipe.scheduler),
             "device": hardware_name(pipe.device),
             "dtype": environment["dtype"],
             "threads": settings.threads,
         },
-        "versions": environment["versions"],
+        "versions": environment["versions"] | scoring_versions(settings, data.config),
     }

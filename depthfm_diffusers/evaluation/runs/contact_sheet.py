@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ...export.images import colorize_depth
 from ..data.benchmark_data import BenchmarkData, Sample
+from .protocols import ProtocolData
 from .report import is_scored
 
 EACH = 3
@@ -54,7 +55,7 @@ def pick_images(entries: Sequence[Mapping[str, Any]]) -> list[tuple[str, Mapping
 
 
 def contact_sheet(
-    data: BenchmarkData,
+    data: BenchmarkData | ProtocolData,
     picked: Sequence[tuple[str, Mapping[str, Any]]],
     predict: Callable[[Sample], NDArray[np.float64]],
 ) -> NDArray[np.uint8]:
@@ -64,7 +65,7 @@ def contact_sheet(
     and blue far. Pixels that are not scored are grey in truth and error.
 
     Args:
-        data: The benchmark.
+        data: The benchmark, or its images with the pixels of a protocol.
         picked: From `pick_images`.
         predict: Returns the aligned prediction of an image, H×W in metres.
 

@@ -16,7 +16,7 @@ from .means import (
 )
 from .upper_bounds import UPPER_BOUNDS, upper_bound_spaces
 
-NOT_MEASURES = ("key", "valid_pixels", "scale", "shift", "ceilings")
+NOT_MEASURES = ("key", "valid_pixels", "scale", "shift", "fit", "ceilings")
 # The measures that the table has room for, and what papers call them.
 TABLE = {
     "abs_rel": "AbsRel",
@@ -25,6 +25,11 @@ TABLE = {
     "rmse": "RMSE",
     "log10": "log10",
     "boundary_f1": "edge F1",
+}
+UPPER_BOUND_LABELS = {
+    "normalized": "  truth, normalised",
+    "autoencoded": "  ... + autoencoder",
+    "output": "  ... + exp, min-max",
 }
 UNITS = {
     "rmse": "m",
@@ -44,15 +49,34 @@ def build_report(described: Mapping[str, Any], entries: Sequence[Mapping[str, An
         entries: What `scoring.score_sample` returned for each image, in the order of the data.
 
     Returns:
-        What JSON can hold:
+        What JSON can hold: what `summarize` returns; `settings`, `versions`; `bootstrap`, how intervals are made.
+
+    Raises:
+        ValueError: If no image can be scored.
+    """
+    return {
+        "format": EVALUATION_FORMAT,
+        **summarize(entries, described["settings"]["alignment"]),
+        "bootstrap": BOOTSTRAP,
+        **described,
+    }
+
+
+def summarize(entries: Sequence[Mapping[str, Any]], alignment: str) -> dict[str, Any]:
+    """Summarizes the scores of single images.
+
+    Args:
+        entries: What `scoring.score_sample` returned for each image, in the order of the data.
+        alignment: The space in which predictions are aligned.
+
+    Returns:
         `images`, how many are scored; `images_without_depth`, the keys of those that have no valid pixel, and
         `images_with_few_pixels`, of those that have too few to be scored;
         `images_upside_down`, the keys of the scored images whose alignment has a negative scale;
         `mean` of each measure over the images, and `counts` of the images where it is defined;
         `interval`, the two ends of each mean's 95 % interval: percentiles of the means of 2,000 samples of the images
         drawn with replacement (bootstrap, see `bootstrap`);
-        `ceilings`, for each upper bound its `space` and its `mean`; empty for stored predictions;
-        `settings`, `versions`; `bootstrap`, how intervals are made.
+        `ceilings`, for each upper bound its `space` and its `mean`; empty where there are none.
 
     Raises:
         ValueError: If no image can be scored.
@@ -64,13 +88,12 @@ def build_report(described: Mapping[str, Any], entries: Sequence[Mapping[str, An
         raise ValueError(f"None of the {len(entries)} images has {number}: there is nothing to score.")
     values = defined_values(scored, _measures(scored))
     bounds = {}
-    spaces = upper_bound_spaces(described["settings"]["alignment"]) if "ceilings" in scored[0] else {}
+    spaces = upper_bound_spaces(alignment) if "ceilings" in scored[0] else {}
     for name, space in spaces.items():
         rows = [entry["ceilings"][name] for entry in scored]
         means = {measure: mean_of(column) for measure, column in defined_values(rows, _measures(rows)).items()}
         bounds[name] = {"space": space, "mean": means}
     return {
-        "format": EVALUATION_FORMAT,
         "images": len(scored),
         "images_without_depth": without,
         "images_with_few_pixels": [e["key"] for e in entries if e["valid_pixels"] and not is_scored(e)],
@@ -79,8 +102,6 @@ def build_report(described: Mapping[str, Any], entries: Sequence[Mapping[str, An
         "interval": {measure: bootstrap_interval(column) for measure, column in values.items()},
         "counts": {measure: len(column) for measure, column in values.items()},
         "ceilings": bounds,
-        "bootstrap": BOOTSTRAP,
-        **described,
     }
 
 
@@ -100,7 +121,7 @@ def format_report(report: Mapping[str, Any]) -> str:
         its interval.
     """
     settings = report["settings"]
-    rows = [(_model_row(settings), report["mean"])]
+    rows = [(model_label(settings), report["mean"])]
     bounds = report["ceilings"]
     rows += [(_upper_bound_row(name, bounds[name]["space"]), bounds[name]["mean"]) for name in UPPER_BOUNDS if bounds]
     width = max(len(label) for label, _ in rows)
@@ -109,7 +130,7 @@ def format_report(report: Mapping[str, Any]) -> str:
         f"{settings['benchmark']['title']}: {report['images']} images, each aligned in {settings['alignment']} by "
         f"{settings['alignment_method'].replace('_', ' ')}",
     ]
-    lines += _notes(report)
+    lines += format_notes(report)
     lines += ["", header]
     for label, mean in rows:
         lines.append(label.ljust(width) + "".join(format_value(mean.get(measure)).rjust(9) for measure in TABLE))
@@ -119,14 +140,19 @@ def format_report(report: Mapping[str, Any]) -> str:
     name_width = max(len(measure) for measure in report["mean"])
     for measure, mean in report["mean"].items():
         interval, count = report["interval"][measure], report["counts"][measure]
-        ends = "" if interval is None else f"  [{format_value(interval[0])}, {format_value(interval[1])}]"
+        ends = "" if interval is None else f" {format_interval(interval)}"
         unit = f" {UNITS[measure]}" if measure in UNITS else ""
         partly = "" if count == report["images"] else f"  (defined for {count} images)"
         lines.append(f"  {measure.ljust(name_width)}  {format_value(mean).rjust(7)}{ends}{unit}{partly}")
     return "\n".join(lines)
 
 
-def _notes(report: Mapping[str, Any]) -> list[str]:
+def format_interval(interval: Sequence[float] | None) -> str:
+    """Returns the two ends of an interval with a space before them; nothing without an interval."""
+    return "" if interval is None else f" [{format_value(interval[0])}, {format_value(interval[1])}]"
+
+
+def format_notes(report: Mapping[str, Any]) -> list[str]:
     """Returns what must be known about single images before the means are read."""
     without, few = report["images_without_depth"], report["images_with_few_pixels"]
     upside_down = report["images_upside_down"]
@@ -146,7 +172,8 @@ def _notes(report: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _model_row(settings: Mapping[str, Any]) -> str:
+def model_label(settings: Mapping[str, Any]) -> str:
+    """Returns what tables call the model or the predictions."""
     if "predictions" in settings:
         return f"{settings['predictions']['name']} ({settings['predictions']['form']})"
     steps, members = settings["num_inference_steps"], settings["ensemble_size"]
@@ -155,12 +182,8 @@ def _model_row(settings: Mapping[str, Any]) -> str:
 
 
 def _upper_bound_row(name: str, space: str) -> str:
-    label = {
-        "normalized": "  truth, normalised",
-        "autoencoded": "  ... + autoencoder",
-        "output": "  ... + exp, min-max" if space != "disparity" else "  ... + disparity",
-    }
-    return f"{label[name]} (in {space})"
+    label = "  ... + disparity" if (name, space) == ("output", "disparity") else UPPER_BOUND_LABELS[name]
+    return f"{label} (in {space})"
 
 
 def _reading(space: str) -> list[str]:

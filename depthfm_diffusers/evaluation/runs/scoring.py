@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...pipelines.depthfm.pipeline_depthfm import DepthFMPipeline
-from ...inference.prediction import PredictionSettings, predict_image
-from ..choices import ALIGNMENT_SPACES
+from ...inference.prediction import DepthModel, PredictionSettings, predict_affine, predict_image
+from ..choices import ALIGNMENT_SPACES, LOG_PLUS_ONE, PREDICTION_FORMS, PROTOCOL_CHOICES
 from ..metrics.alignment import MIN_VALID_PIXELS, Alignment, align, prediction_in_space
+from ..metrics.ransac import RansacAlignment, align_log_ransac, prediction_for_ransac
 from .upper_bounds import true_log_depths, upper_bound_spaces
 from ..data.configs import BenchmarkConfig
 from ..data.open_benchmark import Sample
@@ -32,6 +33,8 @@ class EvaluationSettings:
         limit: Number of images to evaluate, the first ones; `None` is all.
         threads: Threads of a process on the CPU. Another number changes the last digits of results, as sums are then
             split otherwise. Several processes use many cores better.
+        protocol: One of `choices.PROTOCOL_CHOICES`: scores by named protocols in place of the benchmark's own, see
+            `protocols`; not with `alignment`.
 
     Raises:
         ValueError: If a value is out of its range.
@@ -41,11 +44,16 @@ class EvaluationSettings:
     alignment: str | None = None
     limit: int | None = None
     threads: int = 1
+    protocol: str | None = None
 
     def __post_init__(self) -> None:
         """Checks what can be checked before a model is loaded."""
         if self.alignment is not None and self.alignment not in ALIGNMENT_SPACES:
             raise ValueError(f"`alignment` must be one of {ALIGNMENT_SPACES} or None, got {self.alignment!r}.")
+        if self.protocol is not None and self.protocol not in PROTOCOL_CHOICES:
+            raise ValueError(f"`protocol` must be one of {PROTOCOL_CHOICES} or None, got {self.protocol!r}.")
+        if self.protocol is not None and self.alignment is not None:
+            raise ValueError("`protocol` says what is aligned, and how: leave out `alignment`.")
         for name in ("limit", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -58,7 +66,7 @@ class Protocol:
 
     Attributes:
         prediction: How depth is predicted.
-        alignment: Space of the alignment.
+        alignment: Space of the alignment, one of `choices.ALIGNMENT_SPACES` or `choices.LOG_PLUS_ONE`.
         max_depth: Metres; aligned depth is clipped to it. `None`: not from above.
     """
 
@@ -67,7 +75,7 @@ class Protocol:
     max_depth: float | None
 
     @classmethod
-    def resolve(cls, settings: EvaluationSettings, config: BenchmarkConfig, pipe: DepthFMPipeline) -> Protocol:
+    def resolve(cls, settings: EvaluationSettings, config: BenchmarkConfig, pipe: DepthModel) -> Protocol:
         """Fills in what settings leave to the benchmark and to the model."""
         prediction = settings.prediction
         if prediction.processing_resolution is None:
@@ -75,8 +83,59 @@ class Protocol:
         return cls(prediction.resolve(pipe), settings.alignment or config.alignment, config.max_depth)
 
 
+@dataclass(frozen=True)
+class PredictedMaps:
+    """What a model predicts of an image.
+
+    Attributes:
+        in_space: Returns the map, H×W, that is aligned in a space.
+        uncertainty: H×W; `None` without an ensemble.
+    """
+
+    in_space: Callable[[str], NDArray[np.floating]]
+    uncertainty: NDArray[np.float32] | None
+
+
+def check_spaces(pipe: DepthModel, spaces: Sequence[str]) -> None:
+    """Checks that a model's predictions can be aligned in spaces, before any image is predicted.
+
+    Raises:
+        ValueError: If an affine-invariant prediction would have to be converted, for which its offset must be known.
+    """
+    if isinstance(pipe, DepthFMPipeline):
+        return
+    form = pipe.config.prediction_type
+    if form not in PREDICTION_FORMS:
+        raise ValueError(f"The model's `prediction_type` is {form!r}: it must be 'depth' or 'disparity' to be scored.")
+    for space in spaces:
+        if space not in (form, LOG_PLUS_ONE):
+            choices = f"`alignment` {form!r} or `protocol` " + ("'all'" if form == "depth" else "'ppd'")
+            raise ValueError(
+                f"A {type(pipe).__name__} predicts {form} up to scale and shift, which cannot be aligned in {space}: "
+                f"choose {choices} (--alignment, --protocol)."
+            )
+
+
+def predict_maps(pipe: DepthModel, image: NDArray[np.uint8], settings: PredictionSettings) -> PredictedMaps:
+    """Predicts an image, H×W×3, once for all alignments.
+
+    The maps of a `MarigoldDepthPipeline` are there in the space of its `prediction_type` and in `LOG_PLUS_ONE` only.
+    """
+    with_uncertainty = settings.ensemble_size > 1
+    if not isinstance(pipe, DepthFMPipeline):
+        affine, uncertainty = predict_affine(pipe, image, settings, with_uncertainty)
+        form = pipe.config.prediction_type
+        maps = {form: affine, LOG_PLUS_ONE: prediction_for_ransac(affine, form)}
+        return PredictedMaps(lambda space: maps[space], uncertainty)
+    found = predict_image(pipe, image, settings, with_uncertainty)
+    return PredictedMaps(
+        lambda space: found.depth if space == "depth" else prediction_in_space(found.log_depth, space),
+        found.uncertainty,
+    )
+
+
 def predict_sample(
-    pipe: DepthFMPipeline, sample: Sample, protocol: Protocol
+    pipe: DepthModel, sample: Sample, protocol: Protocol
 ) -> tuple[Alignment, NDArray[np.float32] | None]:
     """Predicts an image and aligns the prediction to its true depth.
 
@@ -88,33 +147,41 @@ def predict_sample(
     Returns:
         The prediction in metres, H×W, and the uncertainty of an ensemble, H×W.
     """
-    found = predict_image(pipe, sample.image, protocol.prediction, protocol.prediction.ensemble_size > 1)
-    in_space = found.depth if protocol.alignment == "depth" else prediction_in_space(found.log_depth, protocol.alignment)
-    return _align(in_space, sample, protocol), found.uncertainty
+    found = predict_maps(pipe, sample.image, protocol.prediction)
+    return align_map(found.in_space(protocol.alignment), sample, protocol), found.uncertainty
 
 
-def score_sample(pipe: DepthFMPipeline, sample: Sample, protocol: Protocol) -> dict[str, Any]:
-    """Scores an image.
+def score_sample(pipe: DepthModel, samples: Sequence[Sample], protocols: Sequence[Protocol]) -> list[dict[str, Any]]:
+    """Scores an image by one protocol or several, with one prediction.
 
     Args:
         pipe: The pipeline.
-        sample: The image with its truth.
-        protocol: How.
+        samples: The image with its truth, and the pixels that each protocol scores.
+        protocols: The protocols, which differ in their alignment only.
 
     Returns:
-        What JSON can hold: `key`, `valid_pixels`; and if these are at least `MIN_VALID_PIXELS`, `scale` and `shift` of
-        the alignment, the values of `metrics.all_metrics` (`None` where one is not defined), `ceilings` with those of
-        each upper bound, and of an ensemble `ause` and `uncertainty_rank_correlation`, for the absolute relative error
-        of each pixel.
+        What JSON can hold, by each protocol: `key`, `valid_pixels`; and if these are at least `MIN_VALID_PIXELS`,
+        `scale` and `shift` of the alignment, `fit` of `ransac.align_log_ransac`, the values of `metrics.all_metrics`
+        (`None` where one is not defined), of a DepthFM model `ceilings` with those of each upper bound, and of an
+        ensemble `ause` and `uncertainty_rank_correlation`, for the absolute relative error of each pixel.
     """
-    if not has_enough_pixels(sample):
-        return score_aligned(sample, None)
-    aligned, uncertainty = predict_sample(pipe, sample, protocol)
-    entry = score_aligned(sample, aligned)
-    if uncertainty is not None:
-        entry |= _score_uncertainty(uncertainty, aligned.depth, sample)
-    entry["ceilings"] = score_upper_bounds(pipe, sample, protocol)
-    return entry
+    if not any(map(has_enough_pixels, samples)):
+        return [score_aligned(sample, None) for sample in samples]
+    found = predict_maps(pipe, samples[0].image, protocols[0].prediction)
+    bounds = _upper_bound_maps(pipe, samples[0], protocols[0]) if isinstance(pipe, DepthFMPipeline) else None
+    entries = []
+    for sample, protocol in zip(samples, protocols, strict=True):
+        if not has_enough_pixels(sample):
+            entries.append(score_aligned(sample, None))
+            continue
+        aligned = align_map(found.in_space(protocol.alignment), sample, protocol)
+        entry = score_aligned(sample, aligned)
+        if found.uncertainty is not None:
+            entry |= _score_uncertainty(found.uncertainty, aligned.depth, sample)
+        if bounds is not None:
+            entry["ceilings"] = _score_bounds(bounds, sample, protocol)
+        entries.append(entry)
+    return entries
 
 
 def has_enough_pixels(sample: Sample) -> bool:
@@ -127,25 +194,40 @@ def score_aligned(sample: Sample, aligned: Alignment | None) -> dict[str, Any]:
     entry: dict[str, Any] = {"key": sample.key, "valid_pixels": int(sample.valid.sum())}
     if aligned is None:
         return entry
-    return entry | {"scale": float(aligned.scale), "shift": float(aligned.shift)} | _measure(aligned.depth, sample)
+    entry |= {"scale": float(aligned.scale), "shift": float(aligned.shift)}
+    if isinstance(aligned, RansacAlignment):
+        entry["fit"] = str(aligned.fit)
+    return entry | _measure(aligned.depth, sample)
 
 
 def score_upper_bounds(
     pipe: DepthFMPipeline, sample: Sample, protocol: Protocol
 ) -> dict[str, dict[str, float | None]]:
     """Returns the measures of each upper bound, see `upper_bounds`."""
+    return _score_bounds(_upper_bound_maps(pipe, sample, protocol), sample, protocol)
+
+
+def _upper_bound_maps(pipe: DepthFMPipeline, sample: Sample, protocol: Protocol) -> dict[str, NDArray[np.float32]]:
     resolution = protocol.prediction.processing_resolution
     normalized, autoencoded = true_log_depths(pipe, sample.depth, protocol.max_depth, resolution)
-    log_depths = {"normalized": normalized, "autoencoded": autoencoded, "output": autoencoded}
+    return {"normalized": normalized, "autoencoded": autoencoded, "output": autoencoded}
+
+
+def _score_bounds(
+    log_depths: Mapping[str, NDArray[np.float32]], sample: Sample, protocol: Protocol
+) -> dict[str, dict[str, float | None]]:
     scores = {}
     for name, space in upper_bound_spaces(protocol.alignment).items():
         prediction = prediction_in_space(log_depths[name], space)
-        aligned = _align(prediction, sample, replace(protocol, alignment=space))
+        aligned = align_map(prediction, sample, replace(protocol, alignment=space))
         scores[name] = _measure(aligned.depth, sample)
     return scores
 
 
-def _align(prediction: NDArray[np.floating], sample: Sample, protocol: Protocol) -> Alignment:
+def align_map(prediction: NDArray[np.floating], sample: Sample, protocol: Protocol) -> Alignment:
+    """Aligns a map, H×W, to the true depth of an image as a protocol does."""
+    if protocol.alignment == LOG_PLUS_ONE:
+        return align_log_ransac(prediction, sample.depth, sample.valid)
     return align(prediction, sample.depth, sample.valid, protocol.alignment, protocol.max_depth)
 
 

@@ -14,11 +14,12 @@ from accelerate import PartialState
 from ...inference.result_folder import describe_versions
 from ..data.open_benchmark import BenchmarkData, Sample
 from ..data.stored_predictions import StoredPredictions
-from ..metrics.alignment import Alignment, align
+from ..metrics.alignment import Alignment
 from .contact_sheet import contact_sheet, pick_images
-from .report import build_report
+from .plan import ScoringPlan
+from .protocols import describe_scoring, scoring_versions
 from .resumable_run import named_image, run_over_images
-from .scoring import EvaluationSettings, has_enough_pixels, score_aligned
+from .scoring import EvaluationSettings, Protocol, align_map, has_enough_pixels, score_aligned
 
 
 def evaluate_predictions(
@@ -44,50 +45,56 @@ def evaluate_predictions(
         on_progress: See `run_over_images`.
 
     Returns:
-        The report, on every process: what `report.build_report` makes, `per_image` and `time`. It has no upper bounds:
+        The report, on every process: what `ScoringPlan.report` makes, `per_image` and `time`. It has no upper bounds:
         these are those of a model.
 
     Raises:
+        ImportError: If a protocol needs a package that is not installed.
         OSError: If a file cannot be read or written.
         ValueError: If the results in the folder are of another evaluation or damaged, if a map cannot be used (the
             message names it), or if no image has enough valid pixels.
         RuntimeError: If a process left images out.
     """
-    space = settings.alignment or data.config.alignment
+    plan = ScoringPlan(data, settings)
     described: dict[str, Any] = {
         "settings": {
             "benchmark": data.config.settings(),
             "data": {"images": len(data), "fingerprint": data.fingerprint()},
             "predictions": {"name": name, "form": predictions.form, "sha256": predictions.fingerprint()},
-            "alignment": space,
-            "alignment_method": data.config.alignment_method,
-            "max_depth": data.config.max_depth,
+            **describe_scoring(settings, data.config),
             "limit": settings.limit,
             "threads": settings.threads,
         },
-        "versions": describe_versions(),
+        "versions": describe_versions() | scoring_versions(settings, data.config),
     }
     # A resumed run may name the predictions by another path.
     identity = copy.deepcopy(described)
     del identity["settings"]["predictions"]["name"]
 
-    def aligned(sample: Sample) -> Alignment:
-        values = predictions.read(sample.key, sample.depth.shape, space)
-        return align(values, sample.depth, sample.valid, space, data.config.max_depth)
+    protocols = [Protocol(settings.prediction, space, data.config.max_depth) for space in plan.spaces]
+
+    def aligned(sample: Sample, protocol: Protocol) -> Alignment:
+        values = predictions.read(sample.key, sample.depth.shape, protocol.alignment)
+        return align_map(values, sample, protocol)
 
     def score(index: int) -> dict[str, Any]:
         with named_image(data.keys[index]):
-            sample = data[index]
-            return score_aligned(sample, aligned(sample) if has_enough_pixels(sample) else None)
+            scores = [
+                score_aligned(sample, aligned(sample, protocol) if has_enough_pixels(sample) else None)
+                for sample, protocol in zip(plan.samples(index), protocols, strict=True)
+            ]
+            return plan.entry(scores)
 
     return run_over_images(
         data.keys[: settings.limit],
         score,
-        lambda entries: build_report(described, entries),
+        lambda entries: plan.report(described, entries),
         Path(output),
         identity,
         draw=lambda entries: contact_sheet(
-            data, pick_images(entries), lambda sample: np.asarray(aligned(sample).depth)
+            plan.shown,
+            pick_images(plan.shown_entries(entries)),
+            lambda sample: np.asarray(aligned(sample, protocols[0]).depth),
         ),
         picture_path=contact_sheet_path,
         threads=settings.threads,

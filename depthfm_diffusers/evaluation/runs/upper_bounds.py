@@ -8,6 +8,8 @@ Three upper bounds, each scored as a prediction would be:
    is exp and min-max (`DepthFMOutput.prediction`), in `disparity` exp of the negative. In `log` it would equal (2),
    and in `none` it would have no meaning, as a normalised depth is not in metres: for these two spaces it is exp and
    min-max aligned in depth, which shows what is lost by using `prediction` instead of the log depth.
+
+By the protocol `ppd`, there are the first two, aligned by RANSAC of log(depth + 1) as a prediction is.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from ..choices import LOG_PLUS_ONE
 from ...depth_normalization import DepthNormalization, normalize_log_depth
 from ...image_processing import process_image, resize, unpad
 from ...pipelines.depthfm.pipeline_depthfm import DepthFMPipeline
@@ -26,6 +29,8 @@ UPPER_BOUNDS = ("normalized", "autoencoded", "output")
 
 def upper_bound_spaces(space: str) -> dict[str, str]:
     """Returns the space in which each upper bound is aligned, if predictions are aligned in `space`."""
+    if space == LOG_PLUS_ONE:
+        return {"normalized": space, "autoencoded": space}
     return {
         "normalized": "log",
         "autoencoded": "log",
