@@ -24,13 +24,16 @@ if TYPE_CHECKING:
         silog,
         squared_relative_error,
     )
+    from .metrics.ransac import RansacAlignment, align_log_ransac
     from .metrics.uncertainty import Sparsification, rank_correlation, sparsification_error
 
 _MODULES = {
     "Alignment": ".metrics.alignment",
+    "RansacAlignment": ".metrics.ransac",
     "Sparsification": ".metrics.uncertainty",
     "absolute_relative_error": ".metrics.metrics",
     "align": ".metrics.alignment",
+    "align_log_ransac": ".metrics.ransac",
     "all_metrics": ".metrics.metrics",
     "boundary_f1": ".metrics.boundary",
     "edge_errors": ".metrics.edges",
@@ -53,9 +56,11 @@ __all__ = [
     "ALIGNMENT_METHODS",
     "ALIGNMENT_SPACES",
     "Alignment",
+    "RansacAlignment",
     "Sparsification",
     "absolute_relative_error",
     "align",
+    "align_log_ransac",
     "all_metrics",
     "boundary_f1",
     "delta_accuracy",
