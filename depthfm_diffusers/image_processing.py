@@ -10,6 +10,9 @@ How each kind of image is read:
 - Arrays are channels-last: H×W, H×W×1, H×W×3, or N×H×W×C. Tensors are channels-first: H×W, C×H×W or N×C×H×W, with
   C of 1 or 3. Floats must be in [0, 1], and are clamped to it where rounding takes them out (by up to 1e-5); unsigned
   integers (for tensors: uint8) are divided by the largest value of their type.
+
+The number of pixels is limited in files alone. A side may have at most 1.2 million pixels in images of all kinds, as
+the memory for resizing a map grows with its sides.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ import torch
 from diffusers.pipelines.marigold.marigold_image_processing import MarigoldImageProcessor
 from PIL import Image
 
-from .pictures import Picture, PictureError, picture_array, read_picture, shrink, upright
+from .pictures import Picture, PictureError, max_side, picture_array, read_picture, shrink, upright
 from .pictures.colour import ROUNDING
 
 RESAMPLE_METHODS = ("nearest", "nearest-exact", "bilinear", "bicubic", "area")
@@ -95,7 +98,7 @@ def load_images(image: Any) -> list[torch.Tensor]:
     Raises:
         TypeError: If an image is of another type.
         ValueError: If there is no image, or one has a shape, dtype or mode that is not accepted, has no pixels, holds
-            NaN, infinite values or values outside [0, 1], or cannot be decoded.
+            NaN, infinite values or values outside [0, 1], is a strip that is too long, or cannot be decoded.
     """
     return [one for tensor, _ in _each_image(image, 0) for one in tensor.split(1)]
 
@@ -106,14 +109,20 @@ def _each_image(image: Any, processing_resolution: int) -> Iterator[tuple[torch.
     named = [(f"`image[{i}]`", one) for i, one in enumerate(image)] if several else [("`image`", image)]
     is_empty = True
     for name, value in named:
-        size = None
+        size, from_file = None, isinstance(value, Picture)
         if isinstance(value, Image.Image):
             value, size = _shrunk(name, value, processing_resolution)
         elif isinstance(value, Picture):
             value, size = value.upright(), value.size[::-1]
         tensor = _to_tensor(name, value)
         is_empty &= len(tensor) == 0
-        yield tensor, size or (tensor.shape[-2], tensor.shape[-1])
+        height, width = size or (tensor.shape[-2], tensor.shape[-1])
+        if max(height, width) > max_side() and not from_file:  # of a file, it was checked by the limit of its caller
+            raise ValueError(
+                f"{name} is a strip of {width} x {height} pixels: a side may have at most {max_side():,}. Cut it into "
+                "pieces."
+            )
+        yield tensor, (height, width)
     if is_empty:
         raise ValueError("`image` is empty: pass at least one image.")
 

@@ -192,6 +192,32 @@ def test_what_is_not_an_image_file(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((1, 1_200_001), np.uint8),
+        np.zeros((1, 1_200_001, 1, 3), np.uint8),
+        torch.zeros(1, 1, 1_200_001),
+        Image.new("L", (1_200_001, 1)),
+    ],
+    ids=["array", "batch", "tensor", "PIL"],
+)
+def test_strips_from_python_are_refused(image):
+    with pytest.raises(ValueError, match=r"`image` is a strip of \d+ x \d+ pixels: a side may have at most 1,200,000"):
+        load_images(image)
+    one = np.zeros((1, 1_200_000), np.uint8)
+    assert load_images(one)[0].shape == (1, 3, 1, 1_200_000)
+
+
+def test_a_strip_whose_limit_was_raised_is_read(tmp_path):
+    Image.new("L", (1_200_001, 1)).save(tmp_path / "strip.png")
+    with pytest.raises(ValueError, match=r"strip\.png is too large: 1200001 x 1 is a strip"):
+        load_picture(tmp_path / "strip.png", processing_resolution=64)
+    picture = load_picture(tmp_path / "strip.png", max_pixels=120_000_100, processing_resolution=64)
+    (processed,) = process_images(picture, 64, "bilinear", 8)
+    assert processed.original_size == (1, 1_200_001)
+
+
+@pytest.mark.parametrize(
     ("image", "error", "match"),
     [
         ([], ValueError, "`image` is empty"),

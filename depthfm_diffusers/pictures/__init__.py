@@ -5,7 +5,8 @@ and benchmarks. The rules:
 
 - Only the raster formats of `formats.SUFFIXES` are opened. PostScript is a program, which Pillow hands to
   Ghostscript; other formats need programs or libraries of their own.
-- The number of pixels is read from the header and checked before anything is decoded, see `MAX_PIXELS`.
+- The number of pixels and the length of the sides are read from the header and checked before anything is decoded,
+  see `MAX_PIXELS` and `max_side`.
 - Metadata that cannot be read do not make a picture unreadable. The EXIF orientation is used if it can be read.
 - Colours are converted to sRGB through an embedded profile, see `colour`; transparent pixels are put over white.
 - Of an animation, or a file of several pictures, the first is read.
@@ -16,7 +17,7 @@ Nothing here needs torch.
 from .colour import picture_array, picture_bytes, picture_grey
 from .formats import COMMON_SUFFIXES, IMAGE_SUFFIXES, choose_pictures
 from .metadata import upright
-from .reading import MAX_PIXELS, Picture, PictureError, picture_header, read_picture, shrink
+from .reading import MAX_PIXELS, Picture, PictureError, max_side, picture_header, read_picture, shrink
 
 __all__ = [
     "COMMON_SUFFIXES",
@@ -25,6 +26,7 @@ __all__ = [
     "Picture",
     "PictureError",
     "choose_pictures",
+    "max_side",
     "picture_array",
     "picture_bytes",
     "picture_grey",

@@ -23,6 +23,10 @@ T = TypeVar("T")
 
 # The default limit on the pixels of a picture, with room for cameras of 100 megapixels.
 MAX_PIXELS = 120_000_000
+# A side may be this share of the limit on pixels: to resize a map takes memory in proportion to its sides, too, which
+# for a strip is more than all its pixels take. No JPEG file has a longer side than `ALWAYS_ALLOWED_SIDE`.
+MAX_SIDE_SHARE = 1 / 100
+ALWAYS_ALLOWED_SIDE = 65_535
 # Pictures of more pixels than this are shrunk while they are read, if they are processed at a much lower resolution.
 # Those of ordinary size are not, so that their results stay the same to the bit.
 SHRINK_ABOVE = 32_000_000
@@ -76,14 +80,14 @@ def read_picture(source: Path | bytes, name: str = "", max_pixels: int | None = 
         source: The file, or its content.
         name: What messages in the log call it; empty: the file's path.
         max_pixels: Most pixels that it may have; `None` is `MAX_PIXELS`, or Pillow's own limit where a program has
-            set that lower.
+            set that lower. It limits the sides as well, see `max_side`.
         longer_side: At how many pixels of its longer side the picture will be processed: one of more than
             `SHRINK_ABOVE` pixels is shrunk to no less than `SHRINK_MARGIN` times that. 0 keeps all pixels.
 
     Raises:
         OSError: If the file does not exist or cannot be opened.
         PictureError: If it is no picture or of a format that is not opened, is damaged or incomplete, or has too many
-            pixels.
+            pixels, or is a strip that is too long.
     """
     name = name or (str(source) if isinstance(source, Path) else "a picture")
 
@@ -235,6 +239,22 @@ def _check_size(size: tuple[int, int], max_pixels: int | None) -> None:
             f"{size[0]} x {size[1]} are {pixels:,} pixels, more than the limit of {limit:,}. Make it smaller, or "
             "raise `max_pixels` (`--max-pixels`) if the file can be trusted",
         )
+    if max(size) > max_side(limit):
+        raise PictureError(
+            "is too large",
+            f"{size[0]} x {size[1]} is a strip, whose longer side has more than the limit of {max_side(limit):,} "
+            f"pixels. Cut it into pieces, or raise `max_pixels` (`--max-pixels`), which is {limit:,}, to "
+            f"{round(max(size) / MAX_SIDE_SHARE):,} if the file can be trusted",
+        )
+
+
+def max_side(max_pixels: int = MAX_PIXELS) -> int:
+    """Returns how many pixels the longer side of a picture may have: 1.2 million by default.
+
+    Args:
+        max_pixels: The limit on the number of pixels.
+    """
+    return max(ALWAYS_ALLOWED_SIDE, round(max_pixels * MAX_SIDE_SHARE))
 
 
 def _reason(error: Exception) -> str:

@@ -57,6 +57,14 @@ def huge_png(width: int, height: int, bits: int = 8, colour: int = PNG_RGB) -> b
     return PNG_MAGIC + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(64))) + chunk(b"IEND", b"")
 
 
+def tiff_header(width: int, height: int) -> bytes:
+    """A TIFF of some bytes, 8-bit grey, that is as large as its header says."""
+    # tag, type (4: long), number of values, value; the pixels would follow the header
+    fields = [(256, width), (257, height), (258, 8), (259, 1), (262, 1), (273, 122), (277, 1), (278, height)]
+    fields.append((279, width * height))
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", 9) + b"".join(struct.pack("<HHII", t, 4, 1, v) for t, v in fields)
+
+
 def huge_gif(width: int, height: int) -> bytes:
     """A GIF of 48 bytes that is as large as its header says."""
     size = struct.pack("<HH", width, height)

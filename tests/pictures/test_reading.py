@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import subprocess
 import sys
 import zlib
@@ -19,6 +20,7 @@ from helpers.picture_files import (
     orientation,
     postscript_in_iptc,
     saved,
+    tiff_header,
     with_chunks,
     with_segment,
 )
@@ -112,6 +114,36 @@ def test_pixels_are_counted_before_they_are_decoded(tmp_path, read, content, mon
     monkeypatch.setattr("PIL.GifImagePlugin.GifImageFile.load_prepare", None)
     with pytest.raises(ValueError, match=r"more than the limit of 120,000,000.*`max_pixels`"):
         read(tmp_path / "photo.png")
+
+
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+@pytest.mark.parametrize(
+    "content",
+    [
+        huge_png(100_000_000, 1),
+        huge_png(1, 100_000_000, 16, 0),
+        huge_png(2, 1_200_001),
+        b"P5 2000000 50 255\n",
+        tiff_header(1_500_000, 1),
+    ],
+    ids=["strip", "upright strip", "two columns", "PGM", "TIFF"],
+)
+def test_strips_are_refused_before_they_are_decoded(tmp_path, read, content, monkeypatch):
+    if content.startswith(b"\x89PNG") and read is READERS["depth header"]:
+        pytest.skip("the header of a PNG with depth is read without Pillow; its image is of the same size")
+    (tmp_path / "photo.png").write_bytes(content)
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", None)
+    with pytest.raises(ValueError, match=r"is a strip, .* the limit of 1,200,000 pixels.*`max_pixels`") as error:
+        read(tmp_path / "photo.png")
+    needed = int(re.search(r" to ([\d,]+) if", str(error.value))[1].replace(",", ""))
+    assert max(picture_header(io.BytesIO(content), needed)[0]) > 1_200_000
+
+
+def test_no_limit_on_pixels_forbids_the_sides_of_a_jpeg():
+    for width, height in ((65_535, 1), (1, 65_535), (1000, 65_535)):
+        assert picture_header(io.BytesIO(huge_png(width, height)), width * height)[0] == (width, height)
+    assert picture_header(io.BytesIO(huge_gif(65_535, 1)))[0] == (65_535, 1)
+    assert picture_header(io.BytesIO(huge_png(1_200_000, 100)))[0] == (1_200_000, 100)
 
 
 def test_the_limit_is_an_argument(tmp_path):
