@@ -1,7 +1,16 @@
 """Normalised log depth: the depth map that the model learns, and its inverse.
 
-y = 2 (log d - log d_2) / (log d_98 - log d_2) - 1, clipped to [-1, 1], where d_2 and d_98 are quantiles of the
-frame's known depths (2 % and 98 %: Marigold's choice; DepthFM's are not published).
+y = 2 (log d - log d_low) / (log d_high - log d_low) - 1, where d_low and d_high are quantiles of the frame's known
+depths. Two settings have names:
+
+- `depthfm`, the default: 2 % and 98 %, clipped to [-1, 1]. These are Marigold's quantiles. DepthFM's paper gives
+  neither its quantiles nor whether values are clipped, and its training code is not public.
+- `diff2flow`: 1 % and 99 %, not clipped, pixels beyond 120 m left out. A later repository of the same group,
+  github.com/CompVis/diff2flow, trains so: `MAX_FAR_PLANE` and `preprocess_depth` in
+  `diff2flow/dataset/depth_preprocessing.py`, read at commit 33239aa. That DepthFM was trained in the same way is a
+  guess. Of that code three things are not taken over: it takes the quantiles over all pixels, where those beyond the
+  cap count as 120 m and holes are interpolated; it caps Hypersim's distances before they become planar depth; and its
+  loss has no mask.
 """
 
 from __future__ import annotations
@@ -22,15 +31,17 @@ class DepthNormalization:
     Every pixel is one of three kinds, and this is what becomes of it:
 
     - known: a finite positive depth, not beyond `cap`, not sky. Normalised; the quantiles are taken over these only.
-    - sky: marked as sky by the data, or deeper than `cap`. y = 1; trained on if `sky` is `"far"`.
-    - hole: everything else (0, negative or not finite). y = 1, never trained on.
+    - sky: marked as sky by the data, or deeper than `cap`. As far as the farthest known pixel, and at least y = 1;
+      trained on if `sky` is `"far"`.
+    - hole: everything else (0, negative or not finite). The same y, never trained on.
 
     Attributes:
         low: Quantile that becomes -1, in [0, 1).
         high: Quantile that becomes 1, in (`low`, 1].
         cap: Metres; deeper pixels are treated as sky. `None`: no limit.
-        sky: `"mask"`: sky is left out of the loss, as holes are. `"far"`: the model learns y = 1 there; no geometry is
-            asked for (normals), as there is none.
+        sky: `"mask"`: sky is left out of the loss, as holes are. `"far"`: the model learns to put it farthest; no
+            geometry is asked for (normals), as there is none.
+        clip: Whether y is clipped to [-1, 1]. The formula's inverse then holds between the quantiles only.
 
     Raises:
         ValueError: If a field is out of its range.
@@ -40,6 +51,7 @@ class DepthNormalization:
     high: float = 0.98
     cap: float | None = None
     sky: str = "mask"
+    clip: bool = True
 
     def __post_init__(self) -> None:
         """Checks the fields."""
@@ -51,12 +63,18 @@ class DepthNormalization:
             raise ValueError(f"The rule for sky must be one of {SKY_RULES}, got {self.sky!r}.")
 
 
+NORMALIZATIONS = {
+    "depthfm": DepthNormalization(),
+    "diff2flow": DepthNormalization(low=0.01, high=0.99, cap=120.0, clip=False),
+}
+
+
 @dataclass(frozen=True)
 class NormalizedDepth:
     """A frame's normalised log depth and what is needed to undo it.
 
     Attributes:
-        values: 1×H×W, float32 in [-1, 1]; 1 (far) wherever the depth is not known.
+        values: 1×H×W, float32, in [-1, 1] if clipped; the largest value, at least 1, wherever the depth is not known.
         valid: 1×H×W, bool; where the values are trained on: known depth, and sky under the rule `"far"`.
         known: 1×H×W, bool; where there is a depth, and so a geometry. Part of `valid`.
         log_near: log of the low quantile, log metres.
@@ -111,8 +129,12 @@ def normalize_log_depth(
     log_near, log_far = (float(q) for q in np.quantile(log_depth[known].numpy(), (config.low, config.high)))
     if not log_far > log_near:
         return NormalizedDepth(ones, valid, known, log_near, log_near)
-    values = (2 * (log_depth - log_near) / (log_far - log_near) - 1).clamp(-1, 1)
-    return NormalizedDepth(torch.where(known, values, ones), valid, known, log_near, log_far)
+    values = 2 * (log_depth - log_near) / (log_far - log_near) - 1
+    if config.clip:
+        values, farthest = values.clamp(-1, 1), ones
+    else:
+        farthest = values[known].max().clamp_min(1)
+    return NormalizedDepth(torch.where(known, values, farthest), valid, known, log_near, log_far)
 
 
 def denormalize_log_depth(values: torch.Tensor, log_near: torch.Tensor, log_far: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from depthfm_diffusers.depth_normalization import DepthNormalization, denormalize_log_depth, normalize_log_depth
+from depthfm_diffusers.depth_normalization import (
+    NORMALIZATIONS,
+    DepthNormalization,
+    denormalize_log_depth,
+    normalize_log_depth,
+)
+from depthfm_diffusers.evaluation.choices import DEPTH_NORMALIZATIONS
 
 
 def test_quantiles_map_to_minus_one_and_one():
@@ -132,3 +138,45 @@ def test_masks_and_values_agree_whatever_the_frame(near, ratio, low, high, seed)
     back = denormalize_log_depth(result.values, *bounds)
     inside = result.known & (depth.log() >= bounds[0]) & (depth.log() <= bounds[1])
     torch.testing.assert_close(back[inside], depth[inside], rtol=1e-4, atol=0)
+
+
+def preprocess_depth_of_diff2flow(depth: np.ndarray) -> np.ndarray:
+    """`preprocess_depth` of CompVis/diff2flow at commit 33239aa, `diff2flow/dataset/depth_preprocessing.py`."""
+    depth = np.minimum(depth, 120)
+    low, high = np.log(np.percentile(depth, (1, 99)))
+    return ((np.log(depth) - low) / (high - low) - 0.5) * 2
+
+
+def test_the_settings_have_the_names_that_evaluation_offers():
+    assert tuple(NORMALIZATIONS) == DEPTH_NORMALIZATIONS
+    assert NORMALIZATIONS["depthfm"] == DepthNormalization()
+
+
+def test_diff2flow_is_what_its_code_computes_of_a_frame_without_holes():
+    """Within the cap; quantiles are interpolated in log depth here, in depth there: 1e-3 for 5,000 pixels."""
+    depth = np.random.default_rng(0).lognormal(1.0, 0.7, (1, 50, 100)).astype(np.float32)
+    result = normalize_log_depth(torch.from_numpy(depth), NORMALIZATIONS["diff2flow"])
+    np.testing.assert_allclose(result.values.numpy(), preprocess_depth_of_diff2flow(depth), atol=1e-3)
+    assert result.values.min() < -1.2
+    assert result.values.max() > 1.2
+
+
+def test_what_is_not_clipped_is_undone_everywhere():
+    depth = torch.from_numpy(np.random.default_rng(0).lognormal(1.0, 0.7, (1, 50, 100))).float()
+    result = normalize_log_depth(depth, NORMALIZATIONS["diff2flow"])
+    back = denormalize_log_depth(result.values, torch.tensor(result.log_near), torch.tensor(result.log_far))
+    torch.testing.assert_close(back, depth, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("rule", ["mask", "far"])
+def test_nothing_known_is_farther_than_sky_and_holes(rule):
+    """Also without clipping, where y = 1 is nearer than the farthest 1 %."""
+    depth = torch.from_numpy(np.random.default_rng(0).lognormal(1.0, 0.7, (1, 20, 20))).float()
+    depth[:, :3] = torch.tensor([0.0, math.nan, 150.0, 1000.0]).repeat(5)
+    unclipped = DepthNormalization(0.01, 0.99, 120.0, rule, clip=False)
+    result = normalize_log_depth(depth, unclipped)
+    assert result.known[:, 3:].all()
+    assert not result.known[:, :3].any()
+    assert (result.values[:, :3] == result.values[:, 3:].max()).all()
+    assert result.valid[:, :3].float().mean() == (0.5 if rule == "far" else 0.0)
+    assert (normalize_log_depth(torch.zeros(1, 4, 4), unclipped).values == 1).all()

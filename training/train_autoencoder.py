@@ -10,6 +10,7 @@ import argparse
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from diffusers import AutoencoderKL
 
 from depthfm_diffusers.training.config import (
@@ -72,12 +73,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Runs the training; `argv` defaults to the command line."""
     args = parse_args(argv)
+    with start_run(trainer_settings(args), vars(args)) as accelerator:
+        train(args, accelerator)
+
+
+def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
+    """Trains and saves the autoencoder."""
     settings = trainer_settings(args)
     weights = AutoencoderWeights(
         args.kl_weight, args.gradient_weight, args.image_weight, args.matching_weight, args.image_share
     )
-    accelerator = start_run(settings, vars(args))
-
     data = SplitFrames.open(data_settings(args))
     check_can_validate(data.held_out, accelerator)
     vae = build_autoencoder(

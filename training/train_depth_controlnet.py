@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 
 import torch
+from accelerate import Accelerator
 from diffusers import DDPMScheduler
 
 from depthfm_diffusers import default_model_path
@@ -147,9 +148,13 @@ def controlnet_settings(args: argparse.Namespace) -> ControlNetSettings:
 def main(argv: list[str] | None = None) -> None:
     """Runs the training; `argv` defaults to the command line."""
     args = parse_args(argv)
-    settings, samples, trained = trainer_settings(args), sample_settings(args), controlnet_settings(args)
-    accelerator = start_run(settings, vars(args), hub_model_id(args))
+    with start_run(trainer_settings(args), vars(args), hub_model_id(args)) as accelerator:
+        train(args, accelerator)
 
+
+def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
+    """Trains and saves the ControlNet."""
+    settings, samples, trained = trainer_settings(args), sample_settings(args), controlnet_settings(args)
     data = SplitFrames.open(data_settings(args), open_captioned_images)
     check_can_validate(data.held_out, accelerator)
     base = load_base(args.pretrained_model_name_or_path)

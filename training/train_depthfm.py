@@ -11,10 +11,11 @@ from dataclasses import fields
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 
 from depthfm_diffusers import DepthFMPipeline
 from depthfm_diffusers.checkpoints.model_folder import save_pipeline
-from depthfm_diffusers.depth_normalization import SKY_RULES, DepthNormalization
+from depthfm_diffusers.depth_normalization import NORMALIZATIONS, SKY_RULES, DepthNormalization
 from depthfm_diffusers.training.config import (
     add_cache_flags,
     add_hub_flags,
@@ -167,19 +168,28 @@ def build_parser() -> argparse.ArgumentParser:
     )
     depth = parser.add_argument_group("depth and size")
     depth.add_argument(
+        "--depth_normalization",
+        choices=list(NORMALIZATIONS),
+        default="depthfm",
+        help="depthfm: quantiles 0.02 and 0.98, clipped, no cap; diff2flow: 0.01 and 0.99, not clipped, 120 m.",
+    )
+    depth.add_argument(
         "--depth_quantiles",
         type=float,
         nargs=2,
-        default=[0.02, 0.98],
         metavar=("LOW", "HIGH"),
-        help="Quantiles of a frame's known depth that become -1 and 1.",
+        help="Quantiles of a frame's known depth that become -1 and 1; default: by --depth_normalization.",
     )
-    depth.add_argument("--depth_cap", type=float, default=None, help="Metres; deeper pixels are treated as sky.")
+    depth.add_argument(
+        "--depth_cap",
+        type=float,
+        help="Metres; deeper pixels are treated as sky; default: by --depth_normalization.",
+    )
     depth.add_argument(
         "--sky",
         choices=SKY_RULES,
         default="mask",
-        help="mask: sky does not count in the loss; far: its depth map is 1.",
+        help="mask: sky does not count in the loss; far: it is learnt as the farthest.",
     )
     depth.add_argument("--resolution", type=positive_int, nargs=2, metavar=("H", "W"), help="Resize frames to this.")
     add_cache_flags(parser)
@@ -200,6 +210,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for name, value in STAGE_DEFAULTS[args.stage].items():
         if getattr(args, name) is None:
             setattr(args, name, value)
+    set_normalization(args)
     from_scratch = args.vae is not None and args.unet_config is not None
     if (args.pretrained_model_name_or_path is None) != from_scratch:
         parser.error("give either --pretrained_model_name_or_path, or both --vae and --unet_config")
@@ -232,6 +243,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def set_normalization(args: argparse.Namespace) -> None:
+    """Fills in the flags that `--depth_normalization` has a value for, so that `run_config.json` has them."""
+    named = NORMALIZATIONS[args.depth_normalization]
+    if args.depth_quantiles is None:
+        args.depth_quantiles = [named.low, named.high]
+    if args.depth_cap is None:
+        args.depth_cap = named.cap
+
+
+def depth_normalization(args: argparse.Namespace) -> DepthNormalization:
+    """Builds the normalisation of depth from the flags."""
+    clip = NORMALIZATIONS[args.depth_normalization].clip
+    return DepthNormalization(*args.depth_quantiles, cap=args.depth_cap, sky=args.sky, clip=clip)
+
+
 def decoded_weights(args: argparse.Namespace) -> DecodedWeights:
     """Builds the weights of the losses on the decoded estimate from the flags."""
     return DecodedWeights(
@@ -250,9 +276,13 @@ def decoded_losses(args: argparse.Namespace) -> DecodedLosses | None:
 def main(argv: list[str] | None = None) -> None:
     """Runs the training; `argv` defaults to the command line."""
     args = parse_args(argv)
-    settings, samples, lora = trainer_settings(args), sample_settings(args), lora_settings(args)
-    accelerator = start_run(settings, vars(args), hub_model_id(args))
+    with start_run(trainer_settings(args), vars(args), hub_model_id(args)) as accelerator:
+        train(args, accelerator)
 
+
+def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
+    """Trains and saves the model."""
+    settings, samples, lora = trainer_settings(args), sample_settings(args), lora_settings(args)
     data = SplitFrames.open(data_settings(args))
     check_can_validate(data.held_out, accelerator)
     if args.normals_loss_weight > 0 and not data.frames.has_intrinsics:
@@ -273,7 +303,7 @@ def main(argv: list[str] | None = None) -> None:
     prepare_pipeline(pipe, memory_settings(args), lora, accelerator.device)
     prepare_image_encoder(pipe, args.train_image_encoder, train_projection=lora is None)
     has_encoder = pipe.image_encoder is not None
-    normalization = DepthNormalization(*args.depth_quantiles, cap=args.depth_cap, sky=args.sky)
+    normalization = depth_normalization(args)
     times = TimeDistribution(args.timestep_sampling, args.logit_mean, args.logit_std, args.start_share)
     draws = FlowDraws(times, pipe.vae.config.latent_channels, path_noise=args.sigma_min > 0, feature_seed=has_encoder)
     frames = FlowFrames(data.frames, data.train, samples, normalization, draws, pipe.vae_scale_factor)

@@ -48,6 +48,7 @@ RUNS: dict[str, tuple[Path, list[str]]] = {
     "flow": (FLOW, EMPHASIS),
     "flow-uniform": (FLOW, []),
     "flow-from-noise": (FLOW, [*EMPHASIS, "--start", "noise"]),
+    "flow-diff2flow": (FLOW, [*EMPHASIS, "--depth_normalization", "diff2flow"]),
     "flow-normals": (FLOW, [*EMPHASIS, "--normals_loss_weight", "0.2", "--decoded_fraction", "0.125"]),
     "flow-noise-0": (FLOW, [*EMPHASIS, "--noise_augmentation_step", "0"]),
     "flow-noise-200": (FLOW, [*EMPHASIS, "--noise_augmentation_step", "200"]),

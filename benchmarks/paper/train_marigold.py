@@ -16,6 +16,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from diffusers import DDIMScheduler, DDPMScheduler, MarigoldDepthPipeline
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "training"))
@@ -23,7 +24,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "training"))
 import train_depthfm
 
 from depthfm_diffusers import DepthFMPipeline, PromptEmbedding
-from depthfm_diffusers.depth_normalization import DepthNormalization
 from depthfm_diffusers.training.config import (
     cache_settings,
     data_settings,
@@ -70,12 +70,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Trains and saves a `MarigoldDepthPipeline`; `argv` defaults to the command line."""
     args = parse_args(argv)
+    with start_run(trainer_settings(args), vars(args)) as accelerator:
+        train(args, accelerator)
+
+
+def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
+    """Trains and saves the pipeline."""
     settings = trainer_settings(args)
-    accelerator = start_run(settings, vars(args))
     data = SplitFrames.open(data_settings(args))
     pipe = build_pipeline(vae=args.vae, unet_config=args.unet_config)
     prepare_pipeline(pipe, memory_settings(args), None, accelerator.device)
-    normalization = DepthNormalization(*args.depth_quantiles, cap=args.depth_cap, sky=args.sky)
+    normalization = train_depthfm.depth_normalization(args)
     times = TimeDistribution(args.timestep_sampling, args.logit_mean, args.logit_std, args.start_share)
     draws = FlowDraws(times, pipe.vae.config.latent_channels)
     frames = FlowFrames(data.frames, data.train, sample_settings(args), normalization, draws, pipe.vae_scale_factor)

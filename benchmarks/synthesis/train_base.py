@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -114,8 +115,13 @@ def build_base(unet_config: str, vae: str) -> StableDiffusionPipeline:
 def main(argv: list[str] | None = None) -> None:
     """Runs the training; `argv` defaults to the command line."""
     args = parse_with_config(build_parser(), argv)
+    with start_run(trainer_settings(args), vars(args)) as accelerator:
+        train(args, accelerator)
+
+
+def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
+    """Trains and saves the model."""
     settings = trainer_settings(args)
-    accelerator = start_run(settings, vars(args))
     data = SplitFrames.open(data_settings(args), open_captioned_images)
     pipe = build_base(args.unet_config, args.vae)
     pipe.vae.requires_grad_(False).to(accelerator.device)

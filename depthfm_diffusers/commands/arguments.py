@@ -53,8 +53,8 @@ def add_images(parser: argparse.ArgumentParser, nargs: str = "+") -> None:
         "--max-pixels",
         type=positive,
         metavar="N",
-        help="most pixels that an image may have, by its header, and a hundred times the most that its longer side may "
-        "have (default: 120000000)",
+        help="most pixels that an image may have, by its header; its longer side may have a hundredth of that "
+        "(default: 120000000)",
     )
 
 

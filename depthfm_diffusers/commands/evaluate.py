@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..evaluation.choices import ALIGNMENT_SPACES, PREDICTION_FORMS, PROTOCOL_CHOICES
+from ..evaluation.choices import ALIGNMENT_SPACES, DEPTH_NORMALIZATIONS, PREDICTION_FORMS, PROTOCOL_CHOICES
 from .arguments import (
     Subcommands,
     add_command,
@@ -44,6 +44,7 @@ MODEL_ARGUMENTS = (
     "ensemble",
     "seed",
     "batch_size",
+    "depth_normalization",
 )
 
 
@@ -77,6 +78,12 @@ def add_parser(commands: Subcommands) -> None:
         choices=PROTOCOL_CHOICES,
         help="score by a protocol of the field: marigold aligns depth by least squares, ppd log(depth + 1) by RANSAC; "
         "all: each, of the same predictions, in columns of its own (default: the benchmark's alignment)",
+    )
+    parser.add_argument(
+        "--depth-normalization",
+        choices=DEPTH_NORMALIZATIONS,
+        default="depthfm",
+        help="how the model's training normalised depth, for the upper bounds (default: %(default)s)",
     )
     parser.add_argument(
         "--predictions",
@@ -120,6 +127,7 @@ def evaluate(args: argparse.Namespace) -> int:
         limit=args.limit,
         threads=args.threads,
         protocol=args.protocol,
+        depth_normalization=args.depth_normalization,
     )
     sheet = check_report_files(args.output, args.contact_sheet)
     # Errors in the data are found before a network is loaded.

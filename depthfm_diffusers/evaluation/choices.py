@@ -1,6 +1,8 @@
 """Names that settings of evaluations are chosen from, and of the reports; importing them loads nothing else."""
 
 ALIGNMENT_SPACES = ("none", "depth", "log", "disparity")
+# The settings of `depth_normalization.NORMALIZATIONS`; the first is the default.
+DEPTH_NORMALIZATIONS = ("depthfm", "diff2flow")
 # What the values of stored predictions are, each up to a positive factor and an offset.
 PREDICTION_FORMS = ("depth", "log", "disparity")
 # A field of benchmark files and reports: another way to fit is another protocol.

@@ -12,9 +12,10 @@ from typing import ClassVar, Generic, TypeVar
 
 import numpy as np
 
+from ..pictures import PictureError, is_plain_picture
 from .decoding import EncodedFrame, decode_captioned_image, decode_frame
 from .formats import METADATA_NAMES, find_source, metadata_in
-from .frame import CaptionedImage, Frame
+from .frame import CaptionedImage, Frame, FrameError
 from .pairs import ImageFileReader, PairReader
 from .reader import CAPTION_NAMES, FrameReader
 from .shards import ShardReader
@@ -91,6 +92,17 @@ class DataSource(ABC, Generic[Item]):
         index %= len(self)
         encoded = replace(self.reader.encoded(index), scene=self.scenes[index], max_pixels=self.config.max_pixels)
         return self.decode(encoded)
+
+    def reads_as_before(self, index: int) -> bool:
+        """Returns whether versions before 0.6.0 read the image of a frame as this one does; decodes nothing.
+
+        They dropped transparency, did not apply colour profiles, and did not turn the image of a frame with depth.
+        """
+        try:
+            encoded = self.reader.encoded(index)
+            return is_plain_picture(encoded.image, upright=bool(encoded.depth), max_pixels=self.config.max_pixels)
+        except (FrameError, PictureError):
+            return True  # refused, or skipped, by all versions
 
     def fingerprint(self) -> str:
         """Computes a hash of the files' content and names and of the settings that change frames; reads every file.

@@ -26,14 +26,13 @@ import transformers
 from diffusers import DiffusionPipeline, SchedulerMixin
 
 from ..utils.errors import describe_error
-from ..utils.locks import lock_output
+from ..utils.locks import LOCK_NAME, lock_output
 from ..utils.version import __version__
 from .input_files import InputFailure
 from .result_record import ResultRecord
 
 T = TypeVar("T")
 
-LOCK_NAME = ".depthfm.lock"
 # Errors of one input, after which the next one is tried.
 INPUT_ERRORS = (OSError, ValueError, TypeError, RuntimeError, ArithmeticError, MemoryError)
 

@@ -17,7 +17,16 @@ Nothing here needs torch.
 from .colour import picture_array, picture_bytes, picture_grey
 from .formats import COMMON_SUFFIXES, IMAGE_SUFFIXES, choose_pictures
 from .metadata import upright
-from .reading import MAX_PIXELS, Picture, PictureError, max_side, picture_header, read_picture, shrink
+from .reading import (
+    MAX_PIXELS,
+    Picture,
+    PictureError,
+    is_plain_picture,
+    max_side,
+    picture_header,
+    read_picture,
+    shrink,
+)
 
 __all__ = [
     "COMMON_SUFFIXES",
@@ -26,6 +35,7 @@ __all__ = [
     "Picture",
     "PictureError",
     "choose_pictures",
+    "is_plain_picture",
     "max_side",
     "picture_array",
     "picture_bytes",

@@ -72,6 +72,23 @@ def picture_array(image: Image.Image) -> NDArray[Any]:
     return np.asarray(image)
 
 
+def is_plain(image: Image.Image) -> bool:
+    """Returns whether an opened picture has 8 bits, no transparency and no colour profile but sRGB.
+
+    The array of a plain picture is that of Pillow's `convert("RGB")`. The picture is not decoded.
+    """
+    if image.has_transparency_data or image.mode.startswith("I") or image.mode == "F":
+        return False
+    profile = image.info.get("icc_profile")
+    if not profile:
+        return True
+    try:
+        mode = PROFILE_MODES.get(_colour_space(profile), {}).get(image.mode)
+        return mode is not None and _is_srgb(profile, mode)
+    except Exception:  # of LittleCMS, of Pillow, and of Pillow without LittleCMS
+        return False
+
+
 def picture_bytes(image: Image.Image) -> NDArray[np.uint8]:
     """Makes an array H×W×3, uint8, sRGB, of a picture of any mode; 16-bit grey and `F` are rounded to 8 bits.
 

@@ -47,6 +47,17 @@ def orientation_of(image: Image.Image, name: str = "a picture") -> int:
     return orientation if isinstance(orientation, int) and orientation in TRANSPOSITIONS else 1
 
 
+def is_oriented(image: Image.Image) -> bool:
+    """Returns whether the header of a picture has an EXIF orientation other than 1, or one that cannot be read.
+
+    The picture is not decoded; EXIF data that follow the pixels of a PNG are not seen.
+    """
+    try:
+        return Image.Image.getexif(image).get(ORIENTATION, 1) != 1  # that of PNG files decodes the picture
+    except Exception:  # Pillow's parsers raise errors of many types
+        return True
+
+
 def turn(image: Image.Image, orientation: int) -> Image.Image:
     """Turns a picture by an EXIF orientation; the result says nothing of an orientation any more."""
     if orientation not in TRANSPOSITIONS:

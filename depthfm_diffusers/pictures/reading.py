@@ -14,8 +14,9 @@ from typing import BinaryIO, TypeVar
 from PIL import Image
 
 from ..utils.imports import import_optional
+from .colour import is_plain
 from .formats import SUFFIXES, is_heif, is_postscript
-from .metadata import ORIENTATION_FIELDS, orientation_of, turn, without_metadata
+from .metadata import ORIENTATION_FIELDS, is_oriented, orientation_of, turn, without_metadata
 
 logger = logging.getLogger(__name__)
 
@@ -125,6 +126,25 @@ def picture_header(file: BinaryIO, max_pixels: int | None = None) -> tuple[tuple
         return image.size, image.mode
 
     return _read_despite_metadata(file, "a picture", read)
+
+
+def is_plain_picture(source: bytes, upright: bool, max_pixels: int | None = None) -> bool:
+    """Returns whether Pillow alone reads a picture as `read_picture` does, see `colour.is_plain`; decodes nothing.
+
+    Args:
+        source: Content of the file.
+        upright: Whether the picture must also be stored upright, as far as its EXIF data say.
+        max_pixels: As for `read_picture`.
+
+    Raises:
+        PictureError: As `read_picture`.
+    """
+
+    def read(file: BinaryIO) -> bool:
+        image = _open(file, max_pixels)
+        return is_plain(image) and not (upright and is_oriented(image))
+
+    return _read_despite_metadata(io.BytesIO(source), "a picture", read)
 
 
 def shrink(image: Image.Image, longer_side: int) -> Image.Image:

@@ -316,7 +316,8 @@ def card_facts(args: argparse.Namespace, base: str) -> CardFacts:
         args: The flags.
         base: What training started from.
     """
-    names = ("learning_rate", "max_train_steps", "train_batch_size", "gradient_accumulation_steps", "seed")
+    names = ["learning_rate", "max_train_steps", "train_batch_size", "gradient_accumulation_steps", "seed"]
+    names += [name for name in ("depth_normalization", "depth_quantiles", "depth_cap") if hasattr(args, name)]
     return CardFacts(
         output_dir=Path(args.output_dir),
         name=args.hub_model_id or Path(args.output_dir).resolve().name,

@@ -6,8 +6,13 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
+from ..utils.locks import LOCK_NAME
+
 # What a run leaves in its folder that is not the model.
-NOT_THE_MODEL = ("checkpoint-*", "partial-*", "latents*", "latents*/**", "checkpoint-*/**", "partial-*/**")
+NOT_THE_MODEL = (
+    *("checkpoint-*", "partial-*", "latents*", "latents*/**", "checkpoint-*/**", "partial-*/**"),
+    LOCK_NAME,
+)
 
 
 def check_hub_access(repo_id: str) -> None:

@@ -6,7 +6,8 @@ import json
 import logging
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
@@ -16,6 +17,7 @@ from accelerate.logging import get_logger
 from accelerate.utils import DistributedType, GradientAccumulationPlugin, ProjectConfiguration, set_seed
 
 from ..utils.files import save_json
+from ..utils.locks import LOCK_NAME, lock_output
 from .hub import check_hub_access
 from .settings import TrainerSettings
 
@@ -47,24 +49,37 @@ ENDLESS_SCHEDULES = ("constant", "constant_with_warmup", "piecewise_constant")
 PACKAGES = ("torch", "diffusers", "accelerate", "datasets", "peft", "numpy")
 
 
-def start_run(settings: TrainerSettings, flags: Mapping[str, Any], hub_model_id: str | None = None) -> Accelerator:
-    """Starts a run: builds the accelerator, records the flags, and checks that the Hub can be written to.
+@contextmanager
+def start_run(
+    settings: TrainerSettings, flags: Mapping[str, Any], hub_model_id: str | None = None
+) -> Iterator[Accelerator]:
+    """Starts a run: builds the accelerator, locks the output folder, records the flags, and checks the Hub.
+
+    The main process holds the lock until the block ends.
 
     Args:
         settings: Of the run.
         flags: Every flag, for `run_config.json`.
         hub_model_id: Repository that the result will be uploaded to; `None`: no upload.
 
+    Yields:
+        The accelerator.
+
     Raises:
+        BlockingIOError: If another run is writing to the output folder.
         ImportError: If a tracker that `--report_to` names is not installed.
         ValueError: If float16 is asked for on the CPU, or a run is resumed with other settings.
         RuntimeError: If the launched processes are not connected, or the Hub cannot be written to.
     """
     accelerator = build_accelerator(settings)
-    write_run_config(settings, flags, accelerator)
-    if hub_model_id is not None and accelerator.is_main_process:
-        check_hub_access(hub_model_id)
-    return accelerator
+    with ExitStack() as stack:
+        if accelerator.is_main_process:
+            stack.enter_context(lock_output(settings.output_dir / LOCK_NAME, settings.output_dir))
+        accelerator.wait_for_everyone()  # nothing is read or written without the lock
+        write_run_config(settings, flags, accelerator)
+        if hub_model_id is not None and accelerator.is_main_process:
+            check_hub_access(hub_model_id)
+        yield accelerator
 
 
 def build_accelerator(settings: TrainerSettings) -> Accelerator:

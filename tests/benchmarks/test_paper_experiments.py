@@ -43,6 +43,9 @@ def test_runs_differ_in_what_they_name_alone(args, name):
         "noise_augmentation_step",
         "normals_loss_weight",
         "decoded_fraction",
+        "depth_normalization",
+        "depth_quantiles",
+        "depth_cap",
     }
     script, _ = experiment.RUNS[name]
     parse = train_marigold.parse_args if script == experiment.DIFFUSION else train_depthfm.parse_args

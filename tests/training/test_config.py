@@ -7,6 +7,7 @@ import json
 import pytest
 import train_depthfm
 
+from depthfm_diffusers.depth_normalization import NORMALIZATIONS, DepthNormalization
 from depthfm_diffusers.training import run
 from depthfm_diffusers.training.config import card_facts, trainer_settings
 from depthfm_diffusers.training.hub import check_hub_access
@@ -92,6 +93,28 @@ def test_card_names_base_data_and_scores_but_no_path(tmp_path):
     card = (tmp_path / "README.md").read_text()
     assert "load_lora_weights" in card
     assert "Not validated" in card
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([], DepthNormalization()),
+        (["--depth_normalization", "diff2flow"], NORMALIZATIONS["diff2flow"]),
+        (
+            ["--depth_normalization", "diff2flow", "--depth_cap", "80", "--depth_quantiles", "0", "1", "--sky", "far"],
+            DepthNormalization(0.0, 1.0, 80.0, "far", clip=False),
+        ),
+        (["--depth_cap", "80"], DepthNormalization(cap=80.0)),
+    ],
+)
+def test_the_normalisation_of_the_flags_and_of_the_card(tmp_path, given, expected):
+    args = train_depthfm.parse_args([*BASE, "--output_dir", str(tmp_path), *given])
+    assert train_depthfm.depth_normalization(args) == expected
+    write_model_card(card_facts(args, "org/depthfm"), {}, lora=False, validation_frames=1)
+    card = (tmp_path / "README.md").read_text()
+    settings = json.loads(card.partition("```json\n")[2].partition("```")[0])
+    assert settings["depth_normalization"] == args.depth_normalization
+    assert (settings["depth_quantiles"], settings["depth_cap"]) == ([expected.low, expected.high], expected.cap)
 
 
 def test_hub_that_cannot_be_written_is_said_before_training():

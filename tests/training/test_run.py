@@ -9,7 +9,7 @@ import pytest
 import train_depthfm
 
 from depthfm_diffusers.training.config import trainer_settings
-from depthfm_diffusers.training.run import build_accelerator, write_run_config
+from depthfm_diffusers.training.run import build_accelerator, start_run, write_run_config
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate_state")
 
@@ -65,3 +65,46 @@ def test_record_of_an_older_version_is_resumed(tmp_path):
     path.write_text(json.dumps(content))
     resume(tmp_path)
     assert json.loads(path.read_text())["num_processes"] == 1
+
+
+def test_two_runs_on_one_output_folder(tmp_path):
+    """The second is refused before it writes; after the first has ended, or failed, the folder can be used again."""
+
+    def run(seed: int, inside) -> None:
+        args = flags(tmp_path, "--seed", str(seed))
+        with start_run(trainer_settings(args), vars(args)):
+            inside()
+
+    def second_and_failure() -> None:
+        with pytest.raises(BlockingIOError, match="another command is writing here") as caught:
+            run(2, lambda: None)
+        assert caught.value.filename == str(tmp_path)
+        raise FloatingPointError
+
+    for _ in range(2):
+        with pytest.raises(FloatingPointError):
+            run(1, second_and_failure)
+        assert json.loads((tmp_path / "run_config.json").read_text())["settings"]["seed"] == 1
+        assert [path.name for path in tmp_path.iterdir()] == ["run_config.json"]
+
+
+def test_another_normalisation_of_depth_is_recorded_and_not_resumed_with(tmp_path):
+    record(flags(tmp_path, "--depth_normalization", "diff2flow"))
+    settings = json.loads((tmp_path / "run_config.json").read_text())["settings"]
+    assert settings["depth_normalization"] == "diff2flow"
+    assert (settings["depth_quantiles"], settings["depth_cap"]) == ([0.01, 0.99], 120.0)
+    resume(tmp_path, "--depth_normalization", "diff2flow")
+    with pytest.raises(ValueError, match="--depth_normalization was 'diff2flow', now 'depthfm'"):
+        resume(tmp_path)
+
+
+def test_a_record_from_before_the_normalisations_had_names_is_resumed_with_the_first_alone(tmp_path):
+    record(flags(tmp_path))
+    path = tmp_path / "run_config.json"
+    content = json.loads(path.read_text())
+    assert content["settings"]["depth_quantiles"] == [0.02, 0.98]
+    del content["settings"]["depth_normalization"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"--depth_quantiles was \[0.02, 0.98\], now \[0.01, 0.99\]"):
+        resume(tmp_path, "--depth_normalization", "diff2flow")
+    resume(tmp_path)

@@ -379,10 +379,16 @@ def _sync_folder(path: Path) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Holds a lock that the system drops when the process ends, however it ends."""
+    """Holds a lock that the system drops when the process ends, however it ends.
+
+    `depthfm_diffusers.utils.locks` is not used: these scripts also run where the package is not installed.
+    """
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise BlockingIOError(f"--output: another run is writing to {path.parent.parent}.") from error
+            raise BlockingIOError(
+                f"--output: another run is writing to {path.parent.parent}. Wait until it has ended, or choose "
+                "another folder."
+            ) from error
         yield

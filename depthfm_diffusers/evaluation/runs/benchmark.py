@@ -114,6 +114,8 @@ def describe_evaluation(
         kind = {"rescale_self_attention": pipe.config.rescale_self_attention}
     else:
         kind = {"class": type(pipe).__name__, "prediction_type": pipe.config.prediction_type}
+    # Only another than the default: reports of earlier versions have no place for it.
+    upper_bounds = {"depth_normalization": protocol.depth_normalization}
     return {
         "settings": {
             "benchmark": data.config.settings(),
@@ -126,6 +128,7 @@ def describe_evaluation(
             "device": hardware_name(pipe.device),
             "dtype": environment["dtype"],
             "threads": settings.threads,
+            **(upper_bounds if protocol.depth_normalization != "depthfm" else {}),
         },
         "versions": environment["versions"] | scoring_versions(settings, data.config),
     }

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...depth_normalization import NORMALIZATIONS
 from ...pipelines.depthfm.pipeline_depthfm import DepthFMPipeline
 from ...inference.prediction import DepthModel, PredictionSettings, predict_affine, predict_image
-from ..choices import ALIGNMENT_SPACES, LOG_PLUS_ONE, PREDICTION_FORMS, PROTOCOL_CHOICES
+from ..choices import ALIGNMENT_SPACES, DEPTH_NORMALIZATIONS, LOG_PLUS_ONE, PREDICTION_FORMS, PROTOCOL_CHOICES
 from ..metrics.alignment import MIN_VALID_PIXELS, Alignment, align, prediction_in_space
 from ..metrics.ransac import RansacAlignment, align_log_ransac, prediction_for_ransac
 from .upper_bounds import true_log_depths, upper_bound_spaces
@@ -35,6 +36,8 @@ class EvaluationSettings:
             split otherwise. Several processes use many cores better.
         protocol: One of `choices.PROTOCOL_CHOICES`: scores by named protocols in place of the benchmark's own, see
             `protocols`; not with `alignment`.
+        depth_normalization: How the model's training normalised depth, one of `choices.DEPTH_NORMALIZATIONS`; for the
+            upper bounds.
 
     Raises:
         ValueError: If a value is out of its range.
@@ -45,6 +48,7 @@ class EvaluationSettings:
     limit: int | None = None
     threads: int = 1
     protocol: str | None = None
+    depth_normalization: str = "depthfm"
 
     def __post_init__(self) -> None:
         """Checks what can be checked before a model is loaded."""
@@ -54,6 +58,10 @@ class EvaluationSettings:
             raise ValueError(f"`protocol` must be one of {PROTOCOL_CHOICES} or None, got {self.protocol!r}.")
         if self.protocol is not None and self.alignment is not None:
             raise ValueError("`protocol` says what is aligned, and how: leave out `alignment`.")
+        if self.depth_normalization not in DEPTH_NORMALIZATIONS:
+            raise ValueError(
+                f"`depth_normalization` must be one of {DEPTH_NORMALIZATIONS}, got {self.depth_normalization!r}."
+            )
         for name in ("limit", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -68,11 +76,13 @@ class Protocol:
         prediction: How depth is predicted.
         alignment: Space of the alignment, one of `choices.ALIGNMENT_SPACES` or `choices.LOG_PLUS_ONE`.
         max_depth: Metres; aligned depth is clipped to it. `None`: not from above.
+        depth_normalization: See `EvaluationSettings`.
     """
 
     prediction: PredictionSettings
     alignment: str
     max_depth: float | None
+    depth_normalization: str = "depthfm"
 
     @classmethod
     def resolve(cls, settings: EvaluationSettings, config: BenchmarkConfig, pipe: DepthModel) -> Protocol:
@@ -80,7 +90,8 @@ class Protocol:
         prediction = settings.prediction
         if prediction.processing_resolution is None:
             prediction = replace(prediction, processing_resolution=config.processing_resolution)
-        return cls(prediction.resolve(pipe), settings.alignment or config.alignment, config.max_depth)
+        alignment = settings.alignment or config.alignment
+        return cls(prediction.resolve(pipe), alignment, config.max_depth, settings.depth_normalization)
 
 
 @dataclass(frozen=True)
@@ -209,7 +220,8 @@ def score_upper_bounds(
 
 def _upper_bound_maps(pipe: DepthFMPipeline, sample: Sample, protocol: Protocol) -> dict[str, NDArray[np.float32]]:
     resolution = protocol.prediction.processing_resolution
-    normalized, autoencoded = true_log_depths(pipe, sample.depth, protocol.max_depth, resolution)
+    normalization = NORMALIZATIONS[protocol.depth_normalization]
+    normalized, autoencoded = true_log_depths(pipe, sample.depth, protocol.max_depth, resolution, normalization)
     return {"normalized": normalized, "autoencoded": autoencoded, "output": autoencoded}
 
 

@@ -2,7 +2,8 @@
 
 Three upper bounds, each scored as a prediction would be:
 
-1. `normalized`: the true depth's normalised log depth, 2 % and 98 % quantiles, clipped to [-1, 1]; aligned in log.
+1. `normalized`: the true depth's normalised log depth, as the model was trained on it: by default 2 % and 98 %
+   quantiles, clipped to [-1, 1]; aligned in log.
 2. `autoencoded`: the same, encoded and decoded at the size at which images are processed; aligned in log.
 3. `output`: the same in the form in which the pipeline returns it, aligned in the benchmark's space. In `depth` that
    is exp and min-max (`DepthFMOutput.prediction`), in `disparity` exp of the negative. In `log` it would equal (2),
@@ -40,12 +41,17 @@ def upper_bound_spaces(space: str) -> dict[str, str]:
 
 @torch.no_grad()
 def true_log_depths(
-    pipe: DepthFMPipeline, depth: NDArray[np.float32], max_depth: float | None, processing_resolution: int | None
+    pipe: DepthFMPipeline,
+    depth: NDArray[np.float32],
+    max_depth: float | None,
+    processing_resolution: int | None,
+    normalization: DepthNormalization = DepthNormalization(),
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Brings the true depth into the form of the pipeline's `log_depth`: normalised, and also autoencoded.
 
-    The quantiles are those of all known depths up to `max_depth`. Holes are filled from the pixels around them before
-    the autoencoder: no model has to reproduce their edges.
+    The quantiles are those of all known depths up to `max_depth`. Of these, depths beyond the cap of the normalisation
+    are represented by the cap, as training has shown the model no larger ones. Holes are filled from the pixels around
+    them before the autoencoder: no model has to reproduce their edges.
 
     Args:
         pipe: The pipeline, for its autoencoder.
@@ -53,19 +59,28 @@ def true_log_depths(
         max_depth: Metres; deeper pixels are holes. `None`: no limit.
         processing_resolution: Longer side in pixels at which the autoencoder sees the map, 0 for its own; `None`: the
             model's default.
+        normalization: How the model's training normalised depth.
 
     Returns:
-        Two maps H×W, float32: normalised in [-1, 1]; and the same, encoded and decoded.
+        Two maps H×W, float32: normalised (in [-1, 1] if that clips); and the same, encoded and decoded.
     """
     if processing_resolution is None:
         processing_resolution = pipe.default_processing_resolution
-    normalized = normalize_log_depth(torch.from_numpy(depth)[None], DepthNormalization(cap=max_depth))
+    truth = torch.from_numpy(depth)[None]
+    if max_depth is not None:
+        truth = torch.where(truth <= max_depth, truth, 0)
+    if normalization.cap is not None:
+        truth = truth.clamp(max=normalization.cap)
+    normalized = normalize_log_depth(truth, normalization)
     filled = fill_holes(normalized.values, normalized.known)
-    # As the pipeline does with an image: resized, then padded. It takes [0, 1] and gives [-1, 1].
+    # As the pipeline does with an image: resized, then padded. It takes [0, 1] and gives [-1, 1]; values that are not
+    # clipped are scaled to that range for it.
+    scale = filled.abs().max().clamp_min(1)
     processed = process_image(
-        ((filled + 1) / 2).expand(1, 3, -1, -1), processing_resolution, "bilinear", pipe.vae_scale_factor
+        ((filled / scale + 1) / 2).expand(1, 3, -1, -1), processing_resolution, "bilinear", pipe.vae_scale_factor
     )
-    decoded = pipe.decode_depth(pipe.encode_image(processed.pixels.to(pipe._execution_device)))
+    pixels = (processed.pixels * scale).to(pipe._execution_device)
+    decoded = pipe.decode_depth(pipe.encode_image(pixels))
     restored = resize(unpad(decoded, processed.padding), processed.original_size, "bilinear")
     return normalized.values[0].numpy(), restored[0, 0].cpu().numpy()
 

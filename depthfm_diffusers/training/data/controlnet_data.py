@@ -21,7 +21,15 @@ from ...inference.prediction import PredictionSettings, predict_log_depth
 from ...pipelines.depthfm.pipeline_depthfm import DepthFMPipeline
 from .depth_transforms import View, crop_view, image_tensor, resize_view
 from .draws import DiffusionDraws, gaussian
-from .latent_cache import CachedSamples, CacheSettings, cache_key, fill_cache, size_content
+from .latent_cache import (
+    READER_VERSION,
+    CachedSamples,
+    CacheSettings,
+    cache_key,
+    choose_cache,
+    fill_cache,
+    size_content,
+)
 from .samples import SampleSettings, TrainingSamples
 from .sources import MixedFrames
 
@@ -241,6 +249,7 @@ def cache_control(
 
     Raises:
         FloatingPointError: If latents are not finite.
+        BlockingIOError: If this run has several processes, and another run is filling the cache.
     """
     content = [
         dataset.indices,
@@ -260,7 +269,13 @@ def cache_control(
         networks += [estimator.unet, estimator.vae, estimator.prompt_embedding]
         networks += [] if estimator.image_encoder is None else [estimator.image_encoder]
         kept["control"] = torch.uint8
-    folder = settings.folder / f"control-{cache_key(dataset.frames.fingerprint(), networks, content)}"
+    fingerprint = dataset.frames.fingerprint()
+    folder = choose_cache(
+        [f"control-{cache_key(fingerprint, networks, [*content, READER_VERSION])}"],
+        lambda: [f"control-{cache_key(fingerprint, networks, content)}"],
+        dataset,
+        settings,
+    )
 
     def encode(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         encoded = encode_control_batch(vae, control, batch)

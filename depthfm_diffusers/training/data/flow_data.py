@@ -5,18 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from diffusers import AutoencoderKL, AutoencoderTiny
 
 from ...depth_normalization import DepthNormalization, NormalizedDepth, normalize_log_depth
 from ...frames import Frame
 from ...pipelines.depthfm.pipeline_depthfm import DepthFMPipeline
 from .depth_transforms import View, frame_to_view, resize_view
 from .draws import FlowDraws
-from .latent_cache import CachedSamples, CacheSettings, cache_key, fill_cache, is_complete, size_content
+from .latent_cache import (
+    READER_VERSION,
+    CachedSamples,
+    CacheSettings,
+    cache_key,
+    choose_cache,
+    fill_cache,
+    size_content,
+)
 from .samples import SampleSettings, TrainingSamples
 from .sources import MixedFrames
 
@@ -125,24 +135,32 @@ def restore_latents(normalization: DepthNormalization, sample: dict[str, torch.T
     return sample | latents | depth_targets(normalize_log_depth(sample["depth"], normalization, sample["sky"]))
 
 
+def encoder_networks(vae: AutoencoderKL | AutoencoderTiny) -> list[torch.nn.Module]:
+    """Returns the parts of an autoencoder that latents depend on; training the decoder leaves them as they are."""
+    networks = [vae.encoder, getattr(vae, "quant_conv", None)]
+    return [network for network in networks if network is not None]
+
+
 def cache_latents(
     pipe: DepthFMPipeline, dataset: FlowFrames, settings: CacheSettings, with_depth: bool, accelerator: Accelerator
 ) -> CachedSamples:
     """Encodes the variants of each frame, unless that was done before, and returns them as a data set.
 
-    Call on every process: they share the work. The cache's name is a hash of the data's content, the autoencoder's
-    weights, the chosen frames, the augmentation and the seed: other settings never read it. Latents and `weight` are
-    float16. `with_depth` adds `GEOMETRY`; without it, a complete cache with depth is used as well. The features of an
-    image encoder with a frozen trunk are kept too, before they are standardised; the name depends on the trunk then.
+    Call on every process: they share the work. The cache's name is a hash of the data's content, the weights of the
+    autoencoder's encoder, the chosen frames, the normalisation, the augmentation and the seed: other settings never
+    read it. Latents and `weight` are float16. `with_depth` adds `GEOMETRY`; without it, a complete cache with depth is
+    used as well. The features of an image encoder with a frozen trunk are kept too, before they are standardised; the
+    name depends on the trunk then.
 
     Raises:
         FloatingPointError: If latents are not finite.
+        BlockingIOError: If this run has several processes, and another run is filling the cache.
     """
-    config = pipe.vae.config
+    config, normalization = pipe.vae.config, asdict(dataset.normalization)
     content = [
         dataset.indices,
         asdict(dataset.settings.augmentation),
-        asdict(dataset.normalization),
+        normalization,
         size_content(dataset),
         settings.variants,
         dataset.settings.seed,
@@ -151,11 +169,21 @@ def cache_latents(
     ]
     # Only where it is set: the names of older caches have no place for it.
     content += [config.shift_factor] if config.get("shift_factor") else []
-    networks = [pipe.vae, pipe.image_encoder.trunk] if has_frozen_trunk(pipe) else [pipe.vae]
-    key = cache_key(dataset.frames.fingerprint(), networks, content)
-    folder, plain = settings.folder / f"latents-{key}-depth", settings.folder / f"latents-{key}"
-    if not with_depth and not is_complete(folder, dataset, settings.variants):
-        folder = plain
+    fingerprint = dataset.frames.fingerprint()
+    trunk = [pipe.image_encoder.trunk] if has_frozen_trunk(pipe) else []
+
+    def folder_names(networks: Sequence[torch.nn.Module], content: Sequence[Any]) -> list[str]:
+        name = f"latents-{cache_key(fingerprint, [*networks, *trunk], content)}"
+        return [f"{name}-depth"] if with_depth else [name, f"{name}-depth"]
+
+    def earlier_names() -> list[str]:
+        """Up to 0.6.0 names depended on the whole autoencoder, and values were always clipped."""
+        if not normalization.pop("clip"):
+            return []
+        return folder_names([pipe.vae], content)
+
+    now = folder_names(encoder_networks(pipe.vae), [*content, READER_VERSION])
+    folder = choose_cache(now, earlier_names, dataset, settings)
     names = ["image_latent", "depth_latent", "weight", "without_depth", "skipped", *(GEOMETRY if with_depth else [])]
     names += FEATURES if has_frozen_trunk(pipe) else []
 

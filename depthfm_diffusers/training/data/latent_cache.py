@@ -6,6 +6,7 @@ import hashlib
 import json
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +22,7 @@ from tqdm.auto import tqdm
 
 from ...checkpoints.weights_hash import update_with_weights
 from ...utils.files import atomic_write
+from ...utils.locks import lock_output
 from .draws import Draws
 from .samples import TrainingSamples
 from .sampling import sample_rng
@@ -29,6 +31,8 @@ logger = get_logger(__name__)
 
 # Samples in a file of the cache: what is lost at most when encoding is killed.
 CHUNK = 1024
+# Part of the names of caches; raised when pictures are read to other pixels. 2: since 0.6.0.
+READER_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,38 @@ def size_content(dataset: TrainingSamples) -> Any:
     return sizes[0] if len(set(sizes)) == 1 else sizes
 
 
+def choose_cache(
+    names: Sequence[str],
+    earlier_names: Callable[[], Sequence[str]],
+    dataset: TrainingSamples,
+    settings: CacheSettings,
+) -> Path:
+    """Returns the folder of a cache that is complete; if there is none, the folder to fill.
+
+    Args:
+        names: Names of the caches that will do; the first is that of the folder to fill.
+        earlier_names: Returns the names that earlier versions gave to these caches. Such a cache is used if it is
+            complete and the pictures are read as these versions did.
+        dataset: What is encoded.
+        settings: Of the cache.
+    """
+    folders = [settings.folder / name for name in names]
+    for folder in folders:
+        if is_complete(folder, dataset, settings.variants):
+            return folder
+    earlier = [settings.folder / name for name in earlier_names()]
+    complete = next((folder for folder in earlier if is_complete(folder, dataset, settings.variants)), None)
+    if complete is None:
+        return folders[0]
+    if all(map(dataset.frames.reads_as_before, dataset.indices)):
+        return complete
+    logger.warning(
+        f"The latent cache {complete} is not used, and can be removed: a version before 0.6.0 may have written it, "
+        "which read transparency, colour profiles or EXIF orientations differently, and the data have such pictures."
+    )
+    return folders[0]
+
+
 def is_complete(folder: Path, dataset: TrainingSamples, variants: int) -> bool:
     """Returns whether all files of a cache exist."""
     return all((folder / chunk_name(*one)).is_file() for one in _files(_ranges(dataset), variants))
@@ -71,7 +107,8 @@ def fill_cache(
 ) -> None:
     """Encodes the samples of a cache whose files are missing; after a kill that is what is left.
 
-    Call on every process: they share the work.
+    Call on every process: they share the work. One run at a time fills a cache. A run of one process waits for the
+    other, and then has its files; several processes would give up waiting for each other before it is done.
 
     Args:
         folder: The cache; its name must tell apart all that its content depends on.
@@ -82,20 +119,34 @@ def fill_cache(
 
     Raises:
         FloatingPointError: If latents are not finite.
+        BlockingIOError: If this run has several processes, and another run is filling the cache.
     """
     ranges = _ranges(dataset)
     chunks = _files(ranges, settings.variants)
-    missing = [one for one in chunks if not (folder / chunk_name(*one)).is_file()]
+
+    def find_missing() -> list[tuple[int, int]]:
+        return [one for one in chunks if not (folder / chunk_name(*one)).is_file()]
+
+    missing = find_missing()
     accelerator.wait_for_everyone()  # every process has looked before one writes
     logger.info(f"Latent cache {folder}: {len(chunks) - len(missing)} of {len(chunks)} files exist.")
+    if not missing:
+        return
     folder.mkdir(parents=True, exist_ok=True)
-    own = missing[accelerator.process_index :: accelerator.num_processes]
-    for variant, chunk in tqdm(own, desc="Encoding latents", disable=not own):
-        items = [(variant, index) for index in ranges[chunk]]
-        tensors = _encode_items(dataset, items, settings.batch_size, encode, accelerator)
-        with atomic_write(folder / chunk_name(variant, chunk)) as path:
-            save_file(tensors, path)
-    accelerator.wait_for_everyone()
+    alone = accelerator.num_processes == 1
+    with ExitStack() as stack:
+        if accelerator.is_main_process:
+            stack.enter_context(lock_output(folder.with_name(f".{folder.name}.lock"), folder, wait=alone))
+        if alone:
+            missing = find_missing()  # another run may have filled it meanwhile
+        accelerator.wait_for_everyone()  # nothing is written without the lock
+        own = missing[accelerator.process_index :: accelerator.num_processes]
+        for variant, chunk in tqdm(own, desc="Encoding latents", disable=not own):
+            items = [(variant, index) for index in ranges[chunk]]
+            tensors = _encode_items(dataset, items, settings.batch_size, encode, accelerator)
+            with atomic_write(folder / chunk_name(variant, chunk)) as path:
+                save_file(tensors, path)
+        accelerator.wait_for_everyone()
 
 
 def _encode_items(

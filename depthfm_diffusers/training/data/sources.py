@@ -103,6 +103,11 @@ class MixedFrames(Dataset, Generic[Item]):
             found.append(SourceIndices(positions, weight if weighted else None, groups))
         return found
 
+    def reads_as_before(self, index: int) -> bool:
+        """Returns whether versions before 0.6.0 read a frame as this one does, see `frames.sources.DataSource`."""
+        number = int(self.source_of[index])
+        return self.sources[number].reads_as_before(index - int(self.starts[number]))
+
     def fingerprint(self) -> str:
         """Computes a hash of the content of all sources, in their order."""
         return "-".join(source.fingerprint() for source in self.sources)

@@ -10,6 +10,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from .pixel_losses import (
+    decoded_limit,
     gradient_matching_loss,
     has_intrinsics,
     l1_loss,
@@ -142,11 +143,12 @@ def _loss(name: str, values: torch.Tensor, batch: dict[str, torch.Tensor], rows:
     def chosen(*names: str) -> list[torch.Tensor]:
         return [batch[one][rows] for one in names]
 
+    limit = decoded_limit(batch["depth_map"][rows])
     if name == "normals":
-        return normals_loss(values, *chosen("depth", "known", "bounds", "intrinsics"))
+        return normals_loss(values, *chosen("depth", "known", "bounds", "intrinsics"), limit=limit)
     if name == "relative":
         depth, valid = chosen("depth", "valid")
-        return relative_depth_loss(values, depth, valid & (depth > 0))
+        return relative_depth_loss(values, depth, valid & (depth > 0), limit)
     functions = {
         "gradient": gradient_matching_loss,
         "l1": l1_loss,

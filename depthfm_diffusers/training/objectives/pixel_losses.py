@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from ...depth_normalization import denormalize_log_depth
 from ...geometry import depth_to_normals
 
-# Decoded values are clamped to ± this before their exponential is taken. True values lie in [-1, 1]; an untrained
-# network's estimates can lie far outside and would overflow. Clamped values get no gradient from this loss, only from
-# the others.
+# Decoded values are clamped to ± this before their exponential is taken. True values lie in [-1, 1] if they are
+# clipped (see `decoded_limit` for others); an untrained network's estimates can lie far outside and would overflow.
+# Clamped values get no gradient from this loss, only from the others.
 MAX_DECODED = 2.0
 GRADIENT_SCALES = 4
 MATCHING_WINDOW = 5
@@ -35,16 +35,31 @@ def scale_shift_invariant_loss(values: torch.Tensor, target: torch.Tensor, valid
     return l1_loss(align_by_least_squares(values, target, valid), target, valid)
 
 
-def relative_depth_loss(values: torch.Tensor, depth: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+def decoded_limit(target: torch.Tensor) -> torch.Tensor:
+    """Returns where each map's decoded values are clamped: `MAX_DECODED`, or more for true values outside [-1, 1].
+
+    Args:
+        target: B×1×H×W, the true normalised log depth; finite.
+
+    Returns:
+        B×1×1×1.
+    """
+    return target.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(1) + (MAX_DECODED - 1)
+
+
+def relative_depth_loss(
+    values: torch.Tensor, depth: torch.Tensor, valid: torch.Tensor, limit: float | torch.Tensor = MAX_DECODED
+) -> torch.Tensor:
     """Returns the mean relative error of depth: |a exp(values) + b - depth| / depth, a and b by least squares.
 
     That is AbsRel as evaluation aligned in depth measures it. The exponential of *normalised* log depth is no linear
     function of depth: this loss asks the map for the log range of its scene, which the others do not see.
 
     Args:
-        values: B×1×H×W, clamped to ±`MAX_DECODED`.
+        values: B×1×H×W; clamped to ±`limit`.
         depth: B×1×H×W, metres; positive where valid.
         valid: B×1×H×W, bool.
+        limit: A number, or B×1×1×1, see `decoded_limit`.
 
     Returns:
         Scalar; 0 if no pixel is valid.
@@ -53,7 +68,7 @@ def relative_depth_loss(values: torch.Tensor, depth: torch.Tensor, valid: torch.
     mean = torch.where(valid, depth, 0).sum(dim=(1, 2, 3), keepdim=True) / count
     # In units of the frame's mean depth, for the precision of the sums.
     truth = torch.where(valid, depth, 1) / torch.where(mean > 0, mean, 1)
-    aligned = align_by_least_squares(values.clamp(-MAX_DECODED, MAX_DECODED).exp(), truth, valid)
+    aligned = align_by_least_squares(_clamp(values, limit).exp(), truth, valid)
     return torch.where(valid, (aligned - truth).abs() / truth, 0).sum() / valid.sum().clamp_min(1)
 
 
@@ -114,6 +129,7 @@ def normals_loss(
     known: torch.Tensor,
     bounds: torch.Tensor,
     intrinsics: torch.Tensor,
+    limit: float | torch.Tensor = MAX_DECODED,
 ) -> torch.Tensor:
     """Returns the mean cosine distance between the surface normals of a decoded estimate and the true ones.
 
@@ -121,11 +137,12 @@ def normals_loss(
     normal depends on the neighbours' depth. Samples with an unknown camera do not count.
 
     Args:
-        values: B×1×H×W, decoded normalised log depth; differentiable within ±`MAX_DECODED`.
+        values: B×1×H×W, decoded normalised log depth; differentiable within ±`limit`.
         depth: B×1×H×W, true depth in metres; anything where not known.
         known: B×1×H×W, bool.
         bounds: B×2, log of the near and the far quantile that the depth map was normalised with.
         intrinsics: B×3×3, pixels; NaN where unknown.
+        limit: A number, or B×1×1×1, see `decoded_limit`.
 
     Returns:
         Scalar in [0, 2]; 0 if no pixel counts.
@@ -135,7 +152,7 @@ def normals_loss(
     intrinsics = torch.where(camera, intrinsics, torch.eye(3, device=intrinsics.device))
     known = known & camera[:, None]
     log_near, log_far = (bounds[:, i].view(-1, 1, 1, 1) for i in (0, 1))
-    estimate = denormalize_log_depth(values.clamp(-MAX_DECODED, MAX_DECODED), log_near, log_far)
+    estimate = denormalize_log_depth(_clamp(values, limit), log_near, log_far)
     predicted = depth_to_normals(estimate, intrinsics)
     true = depth_to_normals(torch.where(known, depth, torch.ones_like(depth)), intrinsics)
     inner = 1 - F.max_pool2d(1 - known.float(), kernel_size=3, stride=1, padding=1)
@@ -167,3 +184,8 @@ def gradient_matching_loss(values: torch.Tensor, target: torch.Tensor, valid: to
         for difference, pairs in ((r.diff(dim=-1), pairs_x), (r.diff(dim=-2), pairs_y)):
             total = total + (pairs * difference.abs()).sum() / pairs.sum().clamp_min(1)
     return total
+
+
+def _clamp(values: torch.Tensor, limit: float | torch.Tensor) -> torch.Tensor:
+    bound = torch.as_tensor(limit, dtype=values.dtype, device=values.device)
+    return values.clamp(-bound, bound)

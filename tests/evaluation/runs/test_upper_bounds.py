@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from depthfm_diffusers.depth_normalization import normalize_log_depth
+from depthfm_diffusers.depth_normalization import NORMALIZATIONS, normalize_log_depth
 from depthfm_diffusers.evaluation.runs.upper_bounds import UPPER_BOUNDS, upper_bound_spaces, fill_holes, true_log_depths
 from depthfm_diffusers.inference.prediction import PredictionSettings
 from depthfm_diffusers.evaluation.data.configs import load_benchmark
@@ -109,6 +109,32 @@ def test_autoencoder_does_not_see_holes_nor_what_is_beyond_the_cap(pipe):
     assert np.abs(whole - with_holes).max() < 0.2
     unlimited = true_log_depths(pipe, holes, None, 0)[1]
     assert np.abs(whole - unlimited).max() > 0.2
+
+
+def test_bounds_of_a_model_whose_values_are_not_clipped(pipe):
+    """Nothing is lost but what is beyond the cap, which is represented by it; the autoencoder sees the whole range."""
+    depth = np.geomspace(1, 80, 10_000).reshape(100, 100).astype(np.float32)
+    pipe = lossless(pipe)
+    normalized, autoencoded = true_log_depths(pipe, depth, None, 0, NORMALIZATIONS["diff2flow"])
+    assert normalized.max() > 1
+    np.testing.assert_allclose(autoencoded, normalized, atol=1e-5)
+    line = np.polyfit(np.log(depth).ravel(), normalized.ravel(), 1)
+    np.testing.assert_allclose(np.polyval(line, np.log(depth)), normalized, atol=1e-4)
+    settings = {"processing_resolution": 0, "depth_normalization": "diff2flow"}
+    unclipped = score_upper_bounds(pipe, sample_of(depth), protocol_for(pipe, **settings))
+    clipped = score_upper_bounds(pipe, sample_of(depth), protocol_for(pipe, processing_resolution=0))
+    for name in ("normalized", "autoencoded"):
+        assert unclipped[name]["abs_rel"] < 1e-5 < clipped[name]["abs_rel"]
+    deep = depth.copy()
+    deep[-1] = 300.0
+    normalized, autoencoded = true_log_depths(pipe, deep, 350.0, 0, NORMALIZATIONS["diff2flow"])
+    assert (normalized[-1] == normalized.max()).all()
+    np.testing.assert_allclose(autoencoded, normalized, atol=1e-5)
+
+
+def test_another_normalisation_is_refused_by_name():
+    with pytest.raises(ValueError, match="`depth_normalization` must be one of"):
+        EvaluationSettings(depth_normalization="marigold")
 
 
 def test_frame_without_range(pipe):

@@ -11,7 +11,7 @@ from helpers.components import build_components
 from helpers.walls import wall
 
 from depthfm_diffusers import DepthFMPipeline
-from depthfm_diffusers.depth_normalization import normalize_log_depth
+from depthfm_diffusers.depth_normalization import DepthNormalization, normalize_log_depth
 from depthfm_diffusers.training.networks.decoding_unet import DecodingUNet, prepare_decoder
 from depthfm_diffusers.training.objectives.decoded_losses import DecodedLosses, DecodedWeights
 from depthfm_diffusers.training.objectives.flow_objective import FlowState, predict_velocity
@@ -113,6 +113,20 @@ def test_checkpointed_gradient_is_the_plain_one(frozen):
     torch.testing.assert_close(terms["weighted"], loss, rtol=1e-5, atol=1e-6)
     scale = plain.velocity.grad.abs().max()
     torch.testing.assert_close(state.velocity.grad / scale, plain.velocity.grad / scale, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["normals", "relative"])
+def test_values_that_are_not_clipped_are_compared_as_they_are(name):
+    """The true map itself costs nothing, however far it leaves [-1, 1]."""
+    batch = decoded_batch()
+    normalized = [normalize_log_depth(depth, DepthNormalization(0.3, 0.7, clip=False)) for depth in batch["depth"]]
+    values = torch.stack([one.values for one in normalized])
+    batch |= {"depth_map": values, "bounds": torch.tensor([[one.log_near, one.log_far] for one in normalized])}
+    assert values.abs().max() > 2.5
+    loss = DecodedLosses(DecodedWeights(**{name: 1.0}))
+    if name == "relative":  # exp(y) is linear in depth where log d = y + const
+        batch["depth"] = torch.where(batch["known"], values.exp(), 0)
+    assert loss.compute(values, batch, torch.arange(len(values)))[name] < 1e-4
 
 
 @pytest.mark.parametrize(

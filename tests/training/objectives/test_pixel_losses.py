@@ -16,6 +16,7 @@ from depthfm_diffusers.training.objectives.pixel_losses import (
     MATCHING_STRIDE,
     MATCHING_WINDOW,
     MAX_DECODED,
+    decoded_limit,
     gradient_matching_loss,
     has_intrinsics,
     l1_loss,
@@ -85,6 +86,28 @@ def test_normals_of_a_wild_estimate_are_finite():
     assert 0 <= loss.item() <= 2
     assert torch.isfinite(values.grad).all()
     assert not values.grad[values.abs() > MAX_DECODED].any()
+
+
+def test_the_limit_is_beyond_the_true_values():
+    target = torch.tensor([[-1.0, 1.0], [0.2, 0.0], [-3.5, 2.0]]).view(3, 1, 1, 2)
+    assert decoded_limit(target).flatten().tolist() == [MAX_DECODED, MAX_DECODED, 4.5]
+
+
+def test_normals_of_values_that_are_not_clipped_are_right():
+    """A slope of which half is nearer than the near quantile: its normals are the true ones, and have a gradient."""
+    depth, intrinsics = wall(0.6)
+    low, high = np.quantile(depth.log().numpy(), [0.5, 0.6])
+    bounds = torch.tensor([[low, high]], dtype=torch.float32)
+    target = 2 * (depth.log() - low) / (high - low) - 1
+    assert target.abs().max() > 3
+    known = torch.ones_like(depth, dtype=torch.bool)
+    assert normals_loss(target, depth, known, bounds, intrinsics) > 1e-3  # clamped as if the truth were clipped
+    values = (target + 0.01).requires_grad_()
+    loss = normals_loss(values, depth, known, bounds, intrinsics, decoded_limit(target))
+    assert loss < 1e-5
+    values = (target * 0.9).requires_grad_()
+    normals_loss(values, depth, known, bounds, intrinsics, decoded_limit(target)).backward()
+    assert values.grad[values.abs() > 2].any()
 
 
 def test_gradient_matching_of_a_ramp():
