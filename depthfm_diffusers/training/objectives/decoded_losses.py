@@ -145,7 +145,8 @@ def _loss(name: str, values: torch.Tensor, batch: dict[str, torch.Tensor], rows:
 
     limit = decoded_limit(batch["depth_map"][rows])
     if name == "normals":
-        return normals_loss(values, *chosen("depth", "known", "bounds", "intrinsics"), limit=limit)
+        depth, known, bounds, intrinsics = chosen("depth", "known", "bounds", "intrinsics")
+        return normals_loss(values, depth, known, bounds, intrinsics, limit)
     if name == "relative":
         depth, valid = chosen("depth", "valid")
         return relative_depth_loss(values, depth, valid & (depth > 0), limit)
