@@ -109,6 +109,9 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
     for name in ("seed", "threads"):
         if getattr(options, name) < 0:
             raise ValueError(f"--{name} must not be negative, got {getattr(options, name)}.")
+    if options.path_frames is not None and options.path_frames < 2:
+        raise ValueError(f"--path_frames must be at least 2, got {options.path_frames}.")
+    views = options.path_frames or options.views
     catalogue = read_catalogue(
         options.furniture,
         exclude=read_model_names(options.exclude_models) if options.exclude_models else frozenset(),
@@ -118,7 +121,7 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
     settings = RenderSettings(
         catalogue=catalogue,
         seed=options.seed,
-        views=options.views,
+        views=views,
         indoor_share=options.indoor_share,
         size=(options.width, options.height),
         samples=options.samples,
@@ -126,8 +129,9 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
         textures=list_files(options.textures, TEXTURE_SUFFIXES, "textures"),
         environments=list_files(options.environments, ENVIRONMENT_SUFFIXES, "environments"),
         photo_share=options.photo_share,
+        moving=options.path_frames is not None,
     )
-    frames = list_frames(options.seed, options.scenes, options.views, options.scenes_per_shard)
+    frames = list_frames(options.seed, options.scenes, views, options.scenes_per_shard)
     libraries = sorted({model.library for model in catalogue.models})
     with ScenePool(settings, frames, options.num_workers) as pool:
         manifest = write_shards(
@@ -138,7 +142,9 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
             settings={
                 "seed": options.seed,
                 "scenes": options.scenes,
-                "views": options.views,
+                "views": views,
+                # Absent without a path: folders that were begun by an earlier version go on.
+                **({"path_frames": options.path_frames} if options.path_frames else {}),
                 "indoor_share": options.indoor_share,
                 "photo_share": options.photo_share,
                 "width": options.width,
@@ -156,7 +162,7 @@ def prepare(options: argparse.Namespace) -> dict[str, Any]:
                 "rescaled, rendered",
             },
             versions={package: version(package) for package in PACKAGES},
-            shard_size=options.scenes_per_shard * options.views,
+            shard_size=options.scenes_per_shard * views,
             num_workers=options.num_workers,
         )
     print(f"{write_models(options.output, catalogue)} models in the frames: {options.output / MODELS}")
@@ -178,6 +184,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for shards and manifest")
     parser.add_argument("--scenes", type=int, default=100, metavar="N", help="rooms and streets")
     parser.add_argument("--views", type=int, default=4, metavar="N", help="frames per scene")
+    parser.add_argument(
+        "--path_frames",
+        type=int,
+        metavar="N",
+        help="instead of --views: N frames along one smooth camera path per scene, with `camera_to_world` in each "
+        "frame's metadata",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of all random draws: another seed gives other scenes")
     parser.add_argument("--width", type=int, default=256, metavar="PIXELS", help="image width")
     parser.add_argument("--height", type=int, default=192, metavar="PIXELS", help="image height")

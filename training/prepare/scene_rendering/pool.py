@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from shard_writer import FrameRejected, Sample
 
+from .camera_paths import camera_to_world, draw_path
 from .catalogue import Catalogue
 from .layout import draw_scene
 from .pictures import add_grain, check_frame, encode_frame, shake, tone_map
@@ -64,6 +65,7 @@ class RenderSettings:
         textures: Pictures for floors, walls and grounds.
         environments: Environment maps.
         photo_share: Share of scenes that are composed as photographs are.
+        moving: Whether the views of a scene are the frames of one camera path, in order.
     """
 
     catalogue: Catalogue
@@ -76,6 +78,7 @@ class RenderSettings:
     textures: tuple[Path, ...] = ()
     environments: tuple[Path, ...] = ()
     photo_share: float = 0.0
+    moving: bool = False
 
 
 # A view's files, or the reason and detail of why there are none.
@@ -204,7 +207,7 @@ def render_views(renderer: Renderer, settings: RenderSettings, number: int) -> l
         settings.catalogue,
         settings.seed,
         number,
-        settings.views,
+        1 if settings.moving else settings.views,
         settings.indoor_share,
         len(settings.textures),
         len(settings.environments),
@@ -213,6 +216,12 @@ def render_views(renderer: Renderer, settings: RenderSettings, number: int) -> l
     )
     missing = ("no_camera", f"the scene has {len(scene.shots)} places for cameras that see enough")
     results: list[ViewResult] = [missing] * settings.views
+    if settings.moving and scene.shots:
+        # Of its own generator: the scene is that of the same seed without a path.
+        path = draw_path(np.random.default_rng([settings.seed, number, 1]), scene, scene.shots[0], settings.views)
+        if not path:
+            return [("no_path", "the camera has no room to move in")] * settings.views
+        scene.shots[:] = path
     if not scene.shots:
         return results
     models = sorted({model.id for model in renderer.build(scene)})
@@ -227,10 +236,14 @@ def render_views(renderer: Renderer, settings: RenderSettings, number: int) -> l
             "scene": frame.scene_name,
             "models": models,
         }
+        if settings.moving:
+            metadata["camera_to_world"] = camera_to_world(shot.camera).tolist()
         try:
             check_frame(image, depth, shot.camera, shot.closest)
         except FrameRejected as rejected:
             results[view] = (rejected.reason, rejected.detail)
+            if settings.moving:  # no clip has holes
+                return [results[view]] * settings.views
         else:
             counts = {"indoor_frames" if scene.indoor else "outdoor_frames": 1}
             results[view] = Sample(frame.scene_name, encode_frame(image, depth, metadata), counts)
