@@ -16,6 +16,7 @@ from .utils.version import __version__
 
 if TYPE_CHECKING:
     from .checkpoints.convert import convert_checkpoint
+    from .inference.video.steady import VideoDepth, predict_video
     from .models.image_encoder import ImageEncoder
     from .models.prompt_embedding import PromptEmbedding
     from .pipelines.depthfm.pipeline_depthfm import DepthFMPipeline
@@ -43,7 +44,9 @@ _OTHERS = {
     "DepthFMControlNetOutput": ".pipelines.depthfm_controlnet.pipeline_output",
     "DepthFMOutput": ".pipelines.pipeline_output",
     "FlowMatchingImageToDepthSchedulerOutput": ".schedulers.scheduling_flow_matching_image_to_depth",
+    "VideoDepth": ".inference.video.steady",
     "convert_checkpoint": ".checkpoints.convert",
+    "predict_video": ".inference.video.steady",
 }
 _get_name, __dir__ = lazy_names(__name__, _REGISTERED | _OTHERS)
 
@@ -67,7 +70,9 @@ __all__ = [
     "FlowMatchingImageToDepthSchedulerOutput",
     "ImageEncoder",
     "PromptEmbedding",
+    "VideoDepth",
     "__version__",
     "convert_checkpoint",
     "default_model_path",
+    "predict_video",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,12 +16,14 @@ from .arguments import (
     find_model,
     prediction_settings,
 )
+from .predict_clips import add_clip_arguments, predict_clips, split_clips
 from .terminal import complain_about
 
 if TYPE_CHECKING:
     from ..inference.input_files import InputFailure
     from ..inference.prediction import PredictionSettings
     from ..inference.prediction_files import PredictionFolder
+    from ..inference.video.clips import Clip
 
 
 def add_parser(commands: Subcommands) -> None:
@@ -30,10 +32,12 @@ def add_parser(commands: Subcommands) -> None:
         commands,
         "predict",
         predict,
-        "Predict the depth of image files.",
+        "Predict the depth of images and videos.",
         "Writes, for each input, NAME_depth.npy (float32 in [0, 1], 0 near, 1 far), NAME_log_depth.npy (the network's "
         "log depth), NAME_depth.png (16 bit) and NAME_color.png, and one metadata.json with what is needed to repeat "
         "them. NAME is the input's name without suffix; where names collide, NAME_SUFFIX or NAME_2, NAME_3, ... "
+        "Of a video, it writes NAME_color.mp4, with the sound of the input, and what --save-frames asks for. "
+        "If stopped, the same command goes on with the frames that are left. "
         "A result is replaced only by a later one for the same file, and nothing else that is in the output folder "
         "is overwritten. One command at a time writes into a folder. "
         "A bad input is named on stderr and does not stop the others; the exit status is 0 only if "
@@ -43,15 +47,17 @@ def add_parser(commands: Subcommands) -> None:
     parser.add_argument("--output", "-o", required=True, type=Path, metavar="DIR", help="folder for the results")
     add_model_arguments(parser)
     add_prediction_arguments(parser, "members to average")
+    add_clip_arguments(parser)
     parser.add_argument(
-        "--colormap", default="Spectral", metavar="NAME", help="matplotlib's, for NAME_color.png (default: Spectral)"
+        "--colormap",
+        default="Spectral",
+        metavar="NAME",
+        help="matplotlib's, for NAME_color.png and .mp4 (default: Spectral)",
     )
 
 
 def predict(args: argparse.Namespace) -> int:
-    """Runs `depthfm predict`: predicts the depth of image files."""
-    from tqdm import tqdm
-
+    """Runs `depthfm predict`: predicts the depth of image files and videos."""
     from ..inference.input_files import collect_inputs
     from ..inference.prediction_files import PredictionFolder
 
@@ -59,17 +65,16 @@ def predict(args: argparse.Namespace) -> int:
     folder = PredictionFolder(args.output, args.colormap)
     try:
         inputs, failures = collect_inputs(args.images, skip=folder.results())
+        images, clips = split_clips(args, inputs)
         for failure in failures:
             complain_about(failure)
-        total = len(inputs) + len(failures)
+        total = len(images) + len(clips) + len(failures)
         written = 0
-        for failure in tqdm(
-            _predictions(args, settings, inputs, folder), total=len(inputs), unit="image", disable=None
-        ):
-            if failure is None:
+        for problem in _predictions(args, settings, images, clips, folder):
+            if problem is None:
                 written += 1
             else:
-                complain_about(failure)
+                complain_about(problem)
     finally:
         folder.close()
     print(f"{written} of {total} inputs written to {args.output}")
@@ -77,12 +82,17 @@ def predict(args: argparse.Namespace) -> int:
 
 
 def _predictions(
-    args: argparse.Namespace, settings: PredictionSettings, inputs: list[Path], folder: PredictionFolder
+    args: argparse.Namespace,
+    settings: PredictionSettings,
+    images: list[Path],
+    clips: dict[Path, Callable[[], Clip]],
+    folder: PredictionFolder,
 ) -> Iterator[InputFailure | None]:
     """Loads the model, unless there is nothing to predict, and predicts."""
-    if not inputs:
+    if not images and not clips:
         return
     import torch
+    from tqdm import tqdm
 
     from ..checkpoints.model_folder import load_pipeline, model_fingerprint, resolve_model
     from ..inference.prediction_files import describe_run, predict_files
@@ -92,5 +102,9 @@ def _predictions(
     pipe.set_progress_bar_config(disable=True)
     run = describe_run(pipe, settings, args.model or model_folder.name, model_fingerprint(model_folder))
     run["settings"]["colormap"] = args.colormap
-    folder.begin_run({**run, "variant": args.variant}, inputs)
-    yield from predict_files(pipe, inputs, folder, settings, args.max_pixels)
+    run["variant"] = args.variant
+    if images:
+        folder.begin_run(run, images)
+        predictions = predict_files(pipe, images, folder, settings, args.max_pixels)
+        yield from tqdm(predictions, total=len(images), unit="image", disable=None)
+    yield from predict_clips(args, pipe, settings, clips, folder, run)

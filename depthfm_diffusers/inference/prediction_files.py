@@ -28,6 +28,15 @@ VALUES = {
     ),
     "_depth.png": "16-bit grey: round(65535 * depth), 0 is near, 65535 is far.",
     "_color.png": "8-bit sRGB: the depth through the colour map of the run, its lower end near. For looking at.",
+    "_color.mp4": (
+        "The depth of a video through the colour map; 0 and 1 are the nearest and the farthest of each shot, the "
+        "outermost 0.5 % of each frame not counted."
+    ),
+    "_depth_NUMBER.png": "16-bit grey: the same depth of one frame, counted from 0; 0 is near, 65535 is far.",
+    "_log_depth.npz": (
+        "log_depth: float32, frames x height x width: as in _log_depth.npy, but a and b are the same for all frames "
+        "of a shot; time: seconds of each frame; shot: its number, from 0."
+    ),
 }
 
 

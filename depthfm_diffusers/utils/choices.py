@@ -2,3 +2,5 @@
 
 CONTROL_MODES = ("disparity", "depth")
 DTYPES = ("float32", "float16", "bfloat16")
+# In what the frames of a predicted clip are written, beside the video.
+CLIP_FRAME_FORMATS = ("png", "npz")

@@ -22,7 +22,7 @@ LAYERS = [
     ["checkpoints", "export"],
     ["pipelines"],
     ["schedulers", "models", "loaders", "pretrained"],
-    ["control_image", "depth_normalization", "frames", "geometry", "image_processing"],
+    ["control_image", "depth_normalization", "frames", "geometry", "image_processing", "temporal"],
     ["pictures"],
     ["utils"],
 ]

@@ -1,0 +1,71 @@
+"""`depthfm predict` on videos and image sequences."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from helpers.components import build_components
+from helpers.videos import moving_pictures, write_video
+from PIL import Image
+
+from depthfm_diffusers import DepthFMPipeline, cli
+from depthfm_diffusers.commands.predict_clips import positive_rate
+from depthfm_diffusers.inference.video.clips import VideoFile
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    DepthFMPipeline(**build_components(), default_processing_resolution=64).save_pretrained(folder)
+    return folder
+
+
+def predict(model, out, *arguments):
+    return cli.main(["predict", *map(str, arguments), "--output", str(out), "--model", str(model), "--steps", "1"])
+
+
+def test_videos_beside_images_and_bad_files(model, tmp_path, image, capsys):
+    image.save(tmp_path / "photo.png")
+    clip = write_video(tmp_path / "clip.mp4", moving_pictures(3), sound="aac")
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(clip.read_bytes()[:300])
+    out = tmp_path / "out"
+    assert predict(model, out, tmp_path / "photo.png", bad, clip) == 1
+    captured = capsys.readouterr()
+    assert "2 of 3 inputs written" in captured.out
+    (line,) = (line for line in captured.err.splitlines() if "bad.mp4" in line)
+    assert "not a video, or truncated or damaged at its beginning" in line
+    assert (out / "photo_depth.png").exists()
+    assert VideoFile(out / "clip_color.mp4").num_frames == 3
+    assert predict(model, out, clip, out / "*.mp4") == 1  # the pattern holds nothing but the result
+    assert "has been predicted before" in capsys.readouterr().err
+
+
+def test_a_folder_of_images_is_a_clip_only_if_asked_for(model, tmp_path):
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for number, picture in enumerate(moving_pictures(3)):
+        Image.fromarray(picture).save(frames / f"{number}.png")
+    assert predict(model, tmp_path / "images", frames) == 0
+    assert len(list((tmp_path / "images").glob("?_depth.npy"))) == 3
+    assert predict(model, tmp_path / "clip", frames, "--sequence-fps", "12.5", "--save-frames", "png") == 0
+    assert len(list((tmp_path / "clip").glob("frames_depth_00000?.png"))) == 3
+    assert VideoFile(tmp_path / "clip" / "frames_color.mp4").rate == Fraction("12.5")
+
+
+def test_what_is_only_for_clips(model, tmp_path, image, capsys):
+    image.save(tmp_path / "photo.png")
+    assert predict(model, tmp_path / "out", tmp_path / "photo.png", "--max-frames", 3) != 0
+    assert "--max-frames: only for videos and sequences of images" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        predict(model, tmp_path / "out", tmp_path / "photo.png", "--save-frames", "png,jpg")
+    assert "must be some of png,npz, got 'png,jpg'" in capsys.readouterr().err
+
+
+def test_rates():
+    assert (positive_rate("25"), positive_rate("30000/1001")) == (25, Fraction(30000, 1001))
+    for text in ("0", "-1", "1/0", "nan", "fast"):
+        with pytest.raises(Exception, match="positive number or fraction"):
+            positive_rate(text)
