@@ -5,6 +5,8 @@ The flow is OpenCV's DIS (extra `video`).
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,6 +18,8 @@ Map = NDArray[np.float32]
 GREY_TOLERANCE = 16.0
 # A cut: fewer than this share of the pixels are found again in the frame before.
 FOUND_AT_CUT = 0.42
+# Standard deviation of the blur of a mask's steps, pixels.
+SOFTNESS = 1.5
 # Rounds of the robust fit; residuals beyond this many times their median do not count.
 FIT_ROUNDS, FIT_LIMIT = 8, 3.0
 MIN_FIT_PIXELS = 64
@@ -31,7 +35,7 @@ def optical_flow(grey: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray[n
     Returns:
         H×W×2: what to add to the column and the row of a pixel of `grey`, pixels.
     """
-    cv2 = import_optional("cv2", "video", "Steady depth of videos")
+    cv2 = _cv2()
     height, width = grey.shape
     if min(height, width) < 16:  # DIS has no patch that fits
         return np.zeros((height, width, 2), np.float32)
@@ -46,7 +50,7 @@ def warp(values: NDArray, flow: NDArray[np.float32]) -> NDArray:
         values: H×W of the other picture, float32 or uint8.
         flow: From `optical_flow`.
     """
-    cv2 = import_optional("cv2", "video", "Steady depth of videos")
+    cv2 = _cv2()
     height, width = values.shape
     columns, rows = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
     return cv2.remap(
@@ -56,6 +60,8 @@ def warp(values: NDArray, flow: NDArray[np.float32]) -> NDArray:
 
 def found_again(grey: NDArray[np.uint8], before: NDArray[np.uint8], flow: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Returns which pixels are seen in the frame before: those that look the same there, and lie inside the picture.
+
+    Single pixels go with most of their 5×5 neighbours: of a texture, the flow finds some by chance and misses some.
 
     Args:
         grey: H×W, this frame.
@@ -68,7 +74,13 @@ def found_again(grey: NDArray[np.uint8], before: NDArray[np.uint8], flow: NDArra
     difference = warp(before, flow).astype(np.float32) - grey
     if inside.any():
         difference -= np.median(difference[inside])  # exposure changes from frame to frame
-    return inside & (np.abs(difference) < GREY_TOLERANCE)
+    found = inside & (np.abs(difference) < GREY_TOLERANCE)
+    return _cv2().medianBlur(found.astype(np.uint8), 5) > 0
+
+
+def soften(mask: NDArray[np.bool_]) -> Map:
+    """Returns weights from 0 to 1 whose steps are smooth: a sharp step between two maps would be seen as an edge."""
+    return np.asarray(_cv2().GaussianBlur(mask.astype(np.float32), (0, 0), SOFTNESS))
 
 
 def fit_scale_and_shift(current: Map, before: Map, weights: Map) -> tuple[float, float] | None:
@@ -104,3 +116,7 @@ def fit_scale_and_shift(current: Map, before: Map, weights: Map) -> tuple[float,
         scale = float(np.sqrt(y_spread / x_spread))
         shift = float(y_mean - scale * x_mean)
     return scale, shift
+
+
+def _cv2() -> Any:
+    return import_optional("cv2", "video", "Steady depth of videos")

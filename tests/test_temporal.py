@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers.videos import moving_pictures
 
-from depthfm_diffusers.temporal import fit_scale_and_shift, found_again, optical_flow, warp
+from depthfm_diffusers.temporal import fit_scale_and_shift, found_again, optical_flow, soften, warp
 
 ONES = np.ones((60, 80), np.float32)
 
@@ -68,6 +68,18 @@ def test_brighter_frames_are_found_again_and_others_are_not():
     still = np.zeros((*now.shape, 2), np.float32)
     assert found_again(now, now + np.uint8(60), still).all()
     assert found_again(now, moving_pictures(1, 120, 160, seed=5)[0][..., 0], still).mean() < 0.35
+
+
+def test_single_pixels_go_with_their_neighbours_and_steps_are_soft():
+    now = np.full((40, 60), 100, np.uint8)
+    before = now.copy()
+    before[10::9, 10::9] = 200
+    before[:, 40:] = np.arange(20) * 10
+    found = found_again(now, before, np.zeros((40, 60, 2), np.float32))
+    assert found[:, :40].all()
+    weights = soften(found)
+    assert (weights[:, :34] > 0.99).all()
+    assert np.abs(np.diff(weights, axis=1)).max() < 0.35
 
 
 def test_pixels_from_outside_are_not_found():

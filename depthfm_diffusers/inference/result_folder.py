@@ -116,8 +116,8 @@ class ResultFolder:
         """Chooses the NAME in the file names of a result: that of the earlier result, otherwise one that is free.
 
         The candidates are the file's name without suffix, the same with the suffix appended (`a_png`), and with a
-        number from 2 on. A name is free if none of its files is among the inputs, and none exists other than those of
-        the earlier result. Letter case and Unicode forms are ignored.
+        number from 2 on. A name is free if no other result has it, none of its files is among the inputs, and none
+        exists other than those of the earlier result. Letter case and Unicode forms are ignored.
 
         Args:
             source: The image file.
@@ -130,6 +130,9 @@ class ResultFolder:
         own = {_key(file) for file in earlier["files"]} if earlier else set()
 
         def is_free(name: str) -> bool:
+            entry = self._record.images.get(name)  # of a result with other endings, perhaps
+            if entry is not None and entry is not earlier and self._present & {_key(file) for file in entry["files"]}:
+                return False
             keys = {_key(name + ending) for ending in endings}
             return not keys & self._inputs and not (keys & self._present) - own
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -27,18 +29,20 @@ def predict(model, out, *arguments):
 
 
 def test_videos_beside_images_and_bad_files(model, tmp_path, image, capsys):
-    image.save(tmp_path / "photo.png")
+    image.save(tmp_path / "clip.png")
     clip = write_video(tmp_path / "clip.mp4", moving_pictures(3), sound="aac")
     bad = tmp_path / "bad.mp4"
     bad.write_bytes(clip.read_bytes()[:300])
     out = tmp_path / "out"
-    assert predict(model, out, tmp_path / "photo.png", bad, clip) == 1
+    assert predict(model, out, tmp_path / "clip.png", bad, clip) == 1
     captured = capsys.readouterr()
     assert "2 of 3 inputs written" in captured.out
     (line,) = (line for line in captured.err.splitlines() if "bad.mp4" in line)
     assert "not a video, or truncated or damaged at its beginning" in line
-    assert (out / "photo_depth.png").exists()
-    assert VideoFile(out / "clip_color.mp4").num_frames == 3
+    assert (out / "clip_depth.png").exists()
+    assert VideoFile(out / "clip_mp4_color.mp4").num_frames == 3
+    entries = json.loads((out / "metadata.json").read_text())["images"]
+    assert [entry["name"] for entry in entries] == ["clip", "clip_mp4"]
     assert predict(model, out, clip, out / "*.mp4") == 1  # the pattern holds nothing but the result
     assert "has been predicted before" in capsys.readouterr().err
 
@@ -62,6 +66,14 @@ def test_what_is_only_for_clips(model, tmp_path, image, capsys):
     with pytest.raises(SystemExit):
         predict(model, tmp_path / "out", tmp_path / "photo.png", "--save-frames", "png,jpg")
     assert "must be some of png,npz, got 'png,jpg'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("package", ["av", "cv2"])
+def test_without_the_extra_the_command_says_what_to_install(model, tmp_path, monkeypatch, capsys, package):
+    clip = write_video(tmp_path / "clip.mp4", moving_pictures(2))
+    monkeypatch.setitem(sys.modules, package, None)
+    assert predict(model, tmp_path / "out", clip) != 0
+    assert f"needs {package}: pip install 'depthfm_diffusers[video]'" in capsys.readouterr().err
 
 
 def test_rates():

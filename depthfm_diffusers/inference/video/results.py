@@ -9,6 +9,8 @@ import shutil
 import zipfile
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,6 +29,10 @@ from .encoding import VideoWriter
 from .steady import SteadyPredictor, depth_in_range, to_size
 from .store import FrameStore, StoredFrame
 
+# Formats in which each frame is a file NAME_depth_NUMBER.FORMAT, with what writes a depth map in [0, 1].
+FRAME_WRITERS: dict[str, Callable[[Path, NDArray[np.float32]], object]] = {
+    "png": lambda path, depth: save_image(path, depth_to_uint16(depth)),
+}
 WORK_PREFIX = ".depthfm-video-"
 
 
@@ -145,9 +151,11 @@ class _ClipFiles:
     def add(self, digest: str) -> dict[str, Any]:
         """Writes the files and records them; returns the entry of the record."""
         clip = self._clip
-        numbered = [f"_depth_{number:06d}.png" for number in range(self._count)] if "png" in self._formats else []
-        endings = ["_color.mp4", *(["_log_depth.npz"] if "npz" in self._formats else []), *numbered]
-        name = self._folder.choose_name(clip.path, endings, self._folder.last_entry(clip.path))
+        kinds = [kind for kind in self._formats if kind in FRAME_WRITERS]
+        numbered = {kind: [f"_depth_{number:06d}.{kind}" for number in range(self._count)] for kind in kinds}
+        endings = ["_color.mp4", *(["_log_depth.npz"] if "npz" in self._formats else []), *chain(*numbered.values())]
+        earlier = self._folder.last_entry(clip.path)
+        name = self._folder.choose_name(clip.path, endings, earlier)
         entry: dict[str, Any] = {
             "name": name,
             "input": str(clip.path),
@@ -164,10 +172,14 @@ class _ClipFiles:
         }
         if "npz" in self._formats:
             write[f"{name}_log_depth.npz"] = self._save_npz
-        depths = self._depths()
-        for ending in numbered:
-            write[name + ending] = lambda path: save_image(path, depth_to_uint16(next(depths)[1]))
+        for kind in kinds:
+            depths = (depth for _, depth in self._depths())
+            for ending in numbered[kind]:
+                write[name + ending] = partial(_save_next, FRAME_WRITERS[kind], depths)
         self._folder.add(entry, write)
+        # Frames of a longer result, which would be taken for the end of this one.
+        for file in {*(earlier["files"] if earlier else ())} - {*entry["files"]}:
+            (self._folder.path / file).unlink(missing_ok=True)
         return entry
 
     def _log_depths(self) -> Iterator[tuple[StoredFrame, NDArray[np.float32]]]:
@@ -182,7 +194,8 @@ class _ClipFiles:
     def _save_video(self, path: Path) -> str | None:
         """Writes the coloured video; returns what became of the sound."""
         clip, sound = self._clip, self._clip.path if self._clip.has_audio else None
-        with VideoWriter(path, clip.size, clip.time_base, clip.rate, clip.pixel_aspect, sound) as writer:
+        rate = min(clip.rate, clip.limits.target_fps or clip.rate)
+        with VideoWriter(path, clip.size, clip.time_base, rate, clip.pixel_aspect, sound) as writer:
             for stored, depth in self._depths():
                 writer.add(colorize_depth(depth, self._folder.colormap), stored.pts)
         if sound is None:
@@ -203,6 +216,13 @@ class _ClipFiles:
                 with _member(archive, f"{name}.npy") as file:
                     _write_header(file, values.shape, values.dtype)
                     file.write(values.tobytes())
+
+
+def _save_next(
+    save: Callable[[Path, NDArray[np.float32]], object], depths: Iterator[NDArray[np.float32]], path: Path
+) -> None:
+    """Writes the next depth map: frames are written in order."""
+    save(path, next(depths))
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ...image_processing import process_images, resize
 from ...pipelines.depthfm.pipeline_depthfm import DepthFMPipeline
-from ...temporal import FOUND_AT_CUT, fit_scale_and_shift, found_again, optical_flow, warp
+from ...temporal import FOUND_AT_CUT, fit_scale_and_shift, found_again, optical_flow, soften, warp
 from ..prediction import PredictionSettings
 
 # Largest weight of the frame before in the mix, and the difference of log depth at which it becomes 0.
@@ -90,11 +90,12 @@ class SteadyPredictor:
 
     Attributes:
         state: The state after the last frame; `None` before the first.
+        frame_size: Height and width of the last frame.
     """
 
     def __init__(self, pipe: DepthFMPipeline, settings: PredictionSettings, state: SteadyState | None = None) -> None:
         self._pipe, self._settings = pipe, settings.resolve(pipe)
-        self.state = state
+        self.state, self.frame_size = state, (0, 0)
 
     def predict(self, image: Any) -> SteadyState:
         """Predicts the next frame.
@@ -120,6 +121,7 @@ class SteadyPredictor:
         if len(processed) != 1:
             raise ValueError(f"`frames`: each must be one image, got {len(processed)} in one.")
         weights = torch.tensor([0.299, 0.587, 0.114])
+        self.frame_size = processed[0].original_size
         levels = (processed[0].pixels[0].cpu() + 1) / 2 * 255
         return (levels * weights[:, None, None]).sum(0).round().clamp(0, 255).to(torch.uint8).numpy()
 
@@ -153,7 +155,7 @@ def advance(state: SteadyState | None, grey: NDArray[np.uint8], log_depth: NDArr
     before = warp(state.log_depth, flow)
     fit = fit_scale_and_shift(log_depth, before, found.astype(np.float32))
     aligned = log_depth if fit is None else (fit[0] * log_depth + fit[1]).astype(np.float32)
-    agreement = np.clip(1 - np.abs(before - aligned) / TOLERANCE, 0, 1) * found
+    agreement = np.clip(1 - np.abs(before - aligned) / TOLERANCE, 0, 1) * soften(found)
     steady = aligned + (BLEND * agreement * (before - aligned)).astype(np.float32)
     low, high = (float(value) for value in np.quantile(steady, RANGE))
     return SteadyState(state.number + 1, state.shot, min(low, state.low), max(high, state.high), grey, steady)
@@ -187,8 +189,7 @@ def predict_video(
     predictor = SteadyPredictor(pipe, settings or PredictionSettings())
     for image in frames:
         state = predictor.predict(image)
-        (processed,) = process_images(image, 0, "bilinear", 1)
-        log_depth = to_size(state.log_depth, processed.original_size)
+        log_depth = to_size(state.log_depth, predictor.frame_size)
         yield VideoDepth(log_depth, depth_in_range(log_depth, state.low, state.high), state.shot)
 
 

@@ -142,6 +142,7 @@ def test_a_clip_that_was_done_is_not_predicted_again(pipe, path, tmp_path):
     assert predict(pipe, path, out) == ClipResult("clip", 6)
     write_video(path, moving_pictures(3, seed=1))
     assert predict(pipe, path, out) == ClipResult("clip", 3)
+    assert len(list(out.glob("clip_depth_*.png"))) == 3
 
 
 def test_frames_of_other_settings_are_not_used(pipe, path, tmp_path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -115,6 +117,18 @@ def test_frames_that_cannot_be_used(pipe):
     ):
         with pytest.raises(ValueError, match=match):
             list(predict_video(pipe, frames))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the resident memory from Linux")
+def test_memory_is_the_same_after_1000_frames_as_after_100(pipe):
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+    frames = (picture for _ in range(50) for picture in moving_pictures(20))
+    sizes = [resident() for _ in predict_video(pipe, frames, PredictionSettings(num_inference_steps=1))]
+    assert len(sizes) == 1000
+    assert sizes[-1] - sizes[99] < 10
 
 
 def test_a_state_that_was_stored_goes_on_to_the_same_bit(pipe):
