@@ -46,6 +46,21 @@ def test_a_clip_is_measured_in_all_ways(pipe, tmp_path):
     assert video_steadiness.draw_picture(clip, steady, steady, columns=2).size == (128, 144)
 
 
+def test_the_command_writes_measures_and_a_picture(pipe, tmp_path, monkeypatch, capsys):
+    pipe.save_pretrained(tmp_path / "model")
+    (tmp_path / "clips").mkdir()
+    write_clip(tmp_path / "clips" / "a.tar", frames=2)
+    output, picture = tmp_path / "results.json", tmp_path / "strip.webp"
+    arguments = ["--model", tmp_path / "model", "--clips", tmp_path / "clips", "--output", output]
+    monkeypatch.setattr("sys.argv", ["x", *map(str, arguments), "--picture", str(picture), "--memory_frames", "2"])
+    video_steadiness.main()
+    results = json.loads(output.read_text())
+    assert f"| steady | {results['means']['steady']['tae']:.2f} |" in capsys.readouterr().out
+    assert results["clips"][0]["frames"] == 2
+    assert "MiB after 2 frames" in results["memory"]
+    assert picture.exists()
+
+
 def test_frames_without_poses(tmp_path):
     write_clip(tmp_path / "a.tar", poses=False)
     with pytest.raises(ValueError, match=r"a\.tar: s_02 has no `camera_to_world`: render with --path_frames"):
