@@ -22,7 +22,7 @@ from ...utils.imports import import_optional
 
 logger = logging.getLogger(__name__)
 
-# Which files named on the command line are videos; a file of another name is one if it is given as a sequence's part.
+# A file that is named on the command line is a video if its name ends in one of these.
 VIDEO_SUFFIXES = (
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv", ".ogv",
     ".3gp", ".3g2", ".mxf", ".vob", ".y4m", ".f4v",

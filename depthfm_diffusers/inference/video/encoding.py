@@ -32,7 +32,7 @@ class VideoWriter:
         sound: A file whose first sound stream is copied; `None`: no sound.
 
     Attributes:
-        sound_problem: Why the sound cannot be copied; `None` if it can, or there is none.
+        sound_problem: What is missing of the sound, and why; `None` if all was copied, or there is none.
     """
 
     def __init__(
@@ -97,7 +97,13 @@ class VideoWriter:
     def _copy_sound(self, end: Fraction) -> None:
         while (packet := self._next_sound) is not None and packet.pts * packet.time_base < end:
             packet.stream = self._sound_stream
-            self._file.mux(packet)
+            try:
+                self._file.mux(packet)
+            except self._av.error.FFmpegError as error:
+                # Such as times that go back, in a damaged file: the pictures are worth more than the sound.
+                self.sound_problem = f"the sound ends early: it cannot be copied further ({error.strerror})"
+                self._next_sound = None
+                return
             self._next_sound = next(self._sound, None)
 
     def _add_video(self, size: tuple[int, int], rate: Fraction, pixel_aspect: Fraction) -> Any:
@@ -125,7 +131,7 @@ class VideoWriter:
             source.codec_context is None
             or source.codec_context.codec.canonical_name not in self._file.supported_codecs
         ):
-            self.sound_problem = f"MP4 cannot hold sound in {codec}"
+            self.sound_problem = f"the sound is left out: MP4 cannot hold sound in {codec}"
             return iter(())
         self._sound_stream = self._file.add_stream_from_template(source)
         return self._packets(source)
@@ -136,7 +142,7 @@ class VideoWriter:
                 if packet.size and packet.pts is not None and packet.dts is not None:
                     yield packet
         except self._av.error.FFmpegError as error:
-            self.sound_problem = f"the sound is damaged ({error.strerror}) and ends early"
+            self.sound_problem = f"the sound ends early: it is damaged ({error.strerror})"
 
     def _close(self) -> None:
         self._file.close()

@@ -200,7 +200,7 @@ class _ClipFiles:
                 writer.add(colorize_depth(depth, self._folder.colormap), stored.pts)
         if sound is None:
             return None
-        return "copied" if writer.sound_problem is None else f"the sound is left out: {writer.sound_problem}"
+        return writer.sound_problem or "copied"
 
     def _save_npz(self, path: Path) -> None:
         """Writes the log depth of all frames, and their times and shots, without holding them in memory."""

@@ -18,6 +18,7 @@ from depthfm_diffusers.inference.prediction import PredictionSettings
 from depthfm_diffusers.inference.prediction_files import PredictionFolder
 from depthfm_diffusers.inference.video import store
 from depthfm_diffusers.inference.video.clips import ClipError, ClipLimits, VideoFile
+from depthfm_diffusers.inference.video.encoding import VideoWriter
 from depthfm_diffusers.inference.video.results import ClipPredictor, ClipResult
 from depthfm_diffusers.inference.video.steady import SteadyPredictor, depth_in_range
 
@@ -91,6 +92,17 @@ def test_sound_that_mp4_cannot_hold_is_left_out_and_told(pipe, tmp_path):
     result = predict(pipe, path, tmp_path / "out", formats=())
     assert result.message == "the sound is left out: MP4 cannot hold sound in pcm_u8"
     assert not VideoFile(tmp_path / "out" / "clip_color.mp4").has_audio
+
+
+def test_sound_whose_times_go_back_ends_and_the_pictures_do_not(path, tmp_path):
+    clip = VideoFile(path)
+    with VideoWriter(tmp_path / "out.mp4", clip.size, clip.time_base, clip.rate, sound=path) as writer:
+        first, second, *_ = list(writer._sound)
+        writer._sound = iter([second, first])
+        for frame in clip.frames():
+            writer.add(frame.image, frame.pts)
+    assert writer.sound_problem.startswith("the sound ends early: it cannot be copied further")
+    assert len(list(VideoFile(tmp_path / "out.mp4").frames())) == 6
 
 
 def test_odd_sides_are_made_even_in_the_video_only(pipe, tmp_path):
