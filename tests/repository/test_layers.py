@@ -22,7 +22,17 @@ LAYERS = [
     ["checkpoints", "export"],
     ["pipelines"],
     ["schedulers", "models", "loaders", "pretrained"],
-    ["control_image", "depth_normalization", "frames", "geometry", "image_processing", "temporal"],
+    [
+        "control_image",
+        "depth_normalization",
+        "focal_length",
+        "frames",
+        "geometry",
+        "image_processing",
+        "line_fitting",
+        "metric",
+        "temporal",
+    ],
     ["pictures"],
     ["utils"],
 ]

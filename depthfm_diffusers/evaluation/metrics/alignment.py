@@ -9,14 +9,13 @@ import torch
 from numpy.typing import NDArray
 
 from ...image_processing import depth_from_log_depth
+from ...line_fitting import fit_least_squares
+from ...metric import MIN_DEPTH, depth_from_space, depth_to_space
 from ..choices import ALIGNMENT_SPACES, LOG_PLUS_ONE
 from .masks import check_maps, per_image
 
-MIN_DEPTH = 1e-3
 # Images with fewer valid pixels are not scored: scale and shift fit two pixels exactly, whatever the prediction is.
 MIN_VALID_PIXELS = 20
-# Aligned disparity is clipped from below at this, 1/m, before it is inverted: Marigold's evaluation does so.
-MIN_DISPARITY = 1e-3
 
 
 @dataclass(frozen=True)
@@ -79,12 +78,8 @@ def align(
     axes = tuple(range(scale.ndim, valid.ndim))
     with np.errstate(over="ignore", invalid="ignore"):  # values outside the mask may be infinite
         aligned = np.expand_dims(scale, axes) * prediction.astype(np.float64) + np.expand_dims(shift, axes)
-    if space == "log":
-        with np.errstate(over="ignore"):  # an infinite depth outside the mask is clipped or not used
-            aligned = np.exp(aligned)
-    elif space == "disparity":
-        aligned = 1 / np.maximum(aligned, MIN_DISPARITY)
-    return Alignment(np.clip(aligned, MIN_DEPTH, max_depth), scale[()], shift[()])
+    depth = depth_from_space(aligned, space)
+    return Alignment(np.clip(depth, MIN_DEPTH, max_depth), scale[()], shift[()])
 
 
 def check_alignment_maps(
@@ -131,17 +126,4 @@ def prediction_in_space(log_depth: NDArray[np.floating], space: str) -> NDArray[
 def _fit(p: NDArray[np.float64], d: NDArray[np.float64], space: str) -> tuple[float, float]:
     if space == "none":
         return 1.0, 0.0
-    target = {"depth": lambda: d, "log": lambda: np.log(d), "disparity": lambda: 1 / d}[space]()
-    return fit_least_squares(p, target)
-
-
-def fit_least_squares(p: NDArray[np.float64], target: NDArray[np.float64]) -> tuple[float, float]:
-    """Fits s·p + b = target by least squares (N values each): s and b; s is 0 for a constant `p`."""
-    # The mean of equal numbers is not always that number: their variance would be rounding, not zero.
-    if np.ptp(p) == 0:
-        return 0.0, float(target.mean())
-    centred = p - p.mean()
-    # Not np.dot: its last digits depend on the number of threads.
-    variance = (centred * centred).sum()
-    scale = float((centred * target).sum() / variance) if variance > 0 else 0.0
-    return scale, float(target.mean() - scale * p.mean())
+    return fit_least_squares(p, depth_to_space(d, space))

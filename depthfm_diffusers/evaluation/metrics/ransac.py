@@ -9,8 +9,10 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ...line_fitting import fit_least_squares
+from ...metric import MIN_DEPTH
 from ...utils.imports import import_optional
-from .alignment import MIN_DEPTH, Alignment, check_alignment_maps, fit_least_squares
+from .alignment import Alignment, check_alignment_maps
 from .masks import per_image
 
 Real = TypeVar("Real", bound=np.floating)
