@@ -78,8 +78,6 @@ def fit_robust_line(p: NDArray[np.float64], target: NDArray[np.float64], toleran
         before = scale, shift
         scale, shift = fit_least_squares(p, target, weights)
         weights = _biweight(scale * p + shift - target, limit)
-        if not weights.any():  # the line has left its points, which does not happen to a line that fits any
-            return RobustLine(*before, np.abs(before[0] * p + before[1] - target) < limit)
         if np.allclose((scale, shift), before, rtol=1e-12, atol=1e-12):
             break
     return RobustLine(scale, shift, weights > 0)

@@ -32,6 +32,7 @@ LAYERS = [
         "line_fitting",
         "metric",
         "temporal",
+        "uncertainty",
     ],
     ["pictures"],
     ["utils"],
