@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import struct
+import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -11,7 +13,7 @@ from PIL import Image
 
 logger = logging.getLogger(__name__)
 
-ORIENTATION = 0x0112
+ORIENTATION, EXIF_DIRECTORY = 0x0112, 0x8769
 TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -56,6 +58,26 @@ def is_oriented(image: Image.Image) -> bool:
         return Image.Image.getexif(image).get(ORIENTATION, 1) != 1  # that of PNG files decodes the picture
     except Exception:  # Pillow's parsers raise errors of many types
         return True
+
+
+def exif_numbers(image: Image.Image) -> dict[int, float]:
+    """Returns the EXIF fields of a picture, those on the camera among them, that are finite numbers, by tag.
+
+    Nothing but the orientation, if it can be found, where the data are damaged. The log says nothing of that:
+    `orientation_of` does. The picture is not decoded, as in `is_oriented`.
+    """
+    numbers: dict[int, float] = {}
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            exif = Image.Image.getexif(image)
+            fields = dict(exif) | exif.get_ifd(EXIF_DIRECTORY)
+    except Exception:  # Pillow's parsers raise errors of many types
+        fields = {ORIENTATION: _first_orientation(image.info.get("exif"))}
+    for tag, value in fields.items():
+        with suppress(TypeError, ValueError, ZeroDivisionError, OverflowError):
+            if math.isfinite(number := float(value)):
+                numbers[tag] = number
+    return numbers
 
 
 def turn(image: Image.Image, orientation: int) -> Image.Image:

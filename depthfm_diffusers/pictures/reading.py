@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import struct
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from ..utils.imports import import_optional
 from .colour import is_plain
 from .formats import SUFFIXES, is_heif, is_postscript
 from .metadata import ORIENTATION_FIELDS, is_oriented, orientation_of, turn, without_metadata
+
+
+from .metadata import ORIENTATION, ORIENTATION_FIELDS, exif_numbers, orientation_of, turn, without_metadata
 
 logger = logging.getLogger(__name__)
 
@@ -145,6 +149,31 @@ def is_plain_picture(source: bytes, upright: bool, max_pixels: int | None = None
         return is_plain(image) and not (upright and is_oriented(image))
 
     return _read_despite_metadata(io.BytesIO(source), "a picture", read)
+
+
+def picture_exif(source: Path | Image.Image) -> tuple[tuple[int, int], dict[int, float]]:
+    """Reads the size of a picture and what its EXIF data say in numbers, without decoding it.
+
+    Args:
+        source: The file, or a picture that Pillow has opened.
+
+    Returns:
+        Width and height of the upright picture; the numbers by tag, none of what is damaged.
+
+    Raises:
+        OSError: As `read_picture`.
+        PictureError: As `read_picture`, but for the number of pixels.
+    """
+
+    def read(image: Image.Image) -> tuple[tuple[int, int], dict[int, float]]:
+        numbers = exif_numbers(image)
+        is_turned = numbers.get(ORIENTATION) in (5, 6, 7, 8)
+        return image.size[::-1] if is_turned else image.size, numbers
+
+    if isinstance(source, Image.Image):
+        return read(source)
+    with source.open("rb") as file:
+        return _read_despite_metadata(file, str(source), lambda content: read(_open(content, sys.maxsize)))
 
 
 def shrink(image: Image.Image, longer_side: int) -> Image.Image:

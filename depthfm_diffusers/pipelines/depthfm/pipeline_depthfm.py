@@ -14,6 +14,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny, DiffusionPipeline, UNet2DC
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils.torch_utils import randn_tensor
 
+from ...focal_length import DEFAULT_FOV_X_DEG
 from ...image_processing import process_images
 from ...loaders.lora import UNetLoraLoaderMixin
 from ...loaders.registration import NativeLibraryNamesMixin
@@ -247,7 +248,7 @@ class DepthFMPipeline(
         callback_on_step_end: Callable[..., dict[str, Any]] | PipelineCallback | MultiPipelineCallbacks | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] | None = ("latents",),
         return_dict: bool = True,
-        fov_x_deg: float = 55.0,
+        fov_x_deg: float = DEFAULT_FOV_X_DEG,
     ) -> DepthFMOutput | tuple:
         """Predicts the depth of images.
 
@@ -283,7 +284,8 @@ class DepthFMPipeline(
             callback_on_step_end_tensor_inputs: What the callback gets: `"latents"` (x_t at the end of the evaluation)
                 and `"image_latents"`, both float32 (images × members)×C×h×w. `None` is `["latents"]`.
             return_dict: Whether to return a `DepthFMOutput` instead of a tuple of its fields.
-            fov_x_deg: Horizontal field of view in degrees that the normals assume.
+            fov_x_deg: Horizontal field of view in degrees that the normals assume; that of a picture file is
+                `focal_length_pixels(path).fov_x_deg(width)`, see `depthfm_diffusers.focal_length`.
 
         Returns:
             `DepthFMOutput`, or the tuple (prediction, log_depth, uncertainty, normals, latent), `None` where not asked
