@@ -118,7 +118,7 @@ def fit_points(
     known = np.asarray(points, dtype=np.float64)
     if known.ndim != 2 or known.shape[1] != 3 or len(known) == 0:
         raise ValueError(f"`points` must be N×3 (x, y, metres) with at least one point, got shape {known.shape}.")
-    columns, rows = np.floor(np.nan_to_num(known[:, :2], nan=-1.0) + 0.5).T
+    columns, rows = _pixels(known)
     height, width = y.shape
     outside = ~((columns >= 0) & (columns < width) & (rows >= 0) & (rows < height))
     for name, wrong in (
@@ -128,7 +128,7 @@ def fit_points(
         if wrong.any():
             x, row, metres = known[wrong][0]
             raise ValueError(f"The point x={x:g}, y={row:g} with {metres:g} m {name}: correct it or leave it out.")
-    values = y[rows.astype(int), columns.astype(int)]
+    values = values_at(y, known)
     if len(known) == 1:
         return _fit_one_point(y, values[0], known[0, 2], space, range_ratio)
     if range_ratio is not None:
@@ -207,6 +207,12 @@ def plane_depth(
     return np.divide(distance, along, out=np.zeros(size), where=along > 0).astype(np.float32)
 
 
+def values_at(values: NDArray[np.floating], points: ArrayLike | Sequence[Sequence[float]]) -> NDArray[np.floating]:
+    """Returns the values of a map H×W at points inside it, N; points are as for `fit_points`."""
+    columns, rows = _pixels(np.asarray(points, dtype=np.float64)).astype(int)
+    return values[rows, columns]
+
+
 def depth_to_space(depth: NDArray[np.float64], space: str) -> NDArray[np.float64]:
     """Returns metric depth in one of `METRIC_SPACES`: log d, d or 1/d."""
     if space == "depth":
@@ -220,6 +226,11 @@ def depth_from_space(values: NDArray[np.float64], space: str) -> NDArray[np.floa
         with np.errstate(over="ignore"):  # an infinite depth outside a mask is clipped or not used
             return np.exp(values)
     return 1 / np.maximum(values, MIN_DISPARITY) if space == "disparity" else values
+
+
+def _pixels(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns columns and rows of the pixels that points are in, 2×N; -1 where they are not numbers."""
+    return np.floor(np.nan_to_num(points[:, :2], nan=-1.0) + 0.5).T
 
 
 def _fit(y: NDArray[np.float64], values: NDArray[np.float64], metres: NDArray[np.float64], space: str) -> MetricFit:

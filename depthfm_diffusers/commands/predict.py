@@ -16,11 +16,13 @@ from .arguments import (
     find_model,
     prediction_settings,
 )
+from .metric_arguments import add_metric_arguments, metric_settings, report_fits
 from .predict_clips import add_clip_arguments, predict_clips, split_clips
 from .terminal import complain_about
 
 if TYPE_CHECKING:
     from ..inference.input_files import InputFailure
+    from ..inference.metric_files import MetricSettings
     from ..inference.prediction import PredictionSettings
     from ..inference.prediction_files import PredictionFolder
     from ..inference.video.clips import Clip
@@ -54,6 +56,7 @@ def add_parser(commands: Subcommands) -> None:
         metavar="NAME",
         help="matplotlib's, for NAME_color.png and .mp4 (default: Spectral)",
     )
+    add_metric_arguments(parser)
 
 
 def predict(args: argparse.Namespace) -> int:
@@ -62,6 +65,7 @@ def predict(args: argparse.Namespace) -> int:
     from ..inference.prediction_files import PredictionFolder
 
     settings = prediction_settings(args)
+    metric = metric_settings(args)
     folder = PredictionFolder(args.output, args.colormap)
     try:
         inputs, failures = collect_inputs(args.images, skip=folder.results())
@@ -70,11 +74,12 @@ def predict(args: argparse.Namespace) -> int:
             complain_about(failure)
         total = len(images) + len(clips) + len(failures)
         written = 0
-        for problem in _predictions(args, settings, images, clips, folder):
+        for problem in _predictions(args, settings, metric, images, clips, folder):
             if problem is None:
                 written += 1
             else:
                 complain_about(problem)
+        report_fits(folder, images, metric)
     finally:
         folder.close()
     print(f"{written} of {total} inputs written to {args.output}")
@@ -84,6 +89,7 @@ def predict(args: argparse.Namespace) -> int:
 def _predictions(
     args: argparse.Namespace,
     settings: PredictionSettings,
+    metric: MetricSettings,
     images: list[Path],
     clips: dict[Path, Callable[[], Clip]],
     folder: PredictionFolder,
@@ -91,6 +97,10 @@ def _predictions(
     """Loads the model, unless there is nothing to predict, and predicts."""
     if not images and not clips:
         return
+    # Errors come before a model is loaded, or fetched.
+    metric.known_points(images)
+    if clips and metric.has_points:
+        raise ValueError(f"Points of known depth are for images, got a video: {next(iter(clips))}.")
     import torch
     from tqdm import tqdm
 
@@ -105,6 +115,6 @@ def _predictions(
     run["variant"] = args.variant
     if images:
         folder.begin_run(run, images)
-        predictions = predict_files(pipe, images, folder, settings, args.max_pixels)
+        predictions = predict_files(pipe, images, folder, settings, args.max_pixels, metric)
         yield from tqdm(predictions, total=len(images), unit="image", disable=None)
     yield from predict_clips(args, pipe, settings, clips, folder, run)

@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from ..utils.files import atomic_write
 
 UINT16_MAX = 65535
 PIXELS_AT_ONCE = 2**20
@@ -59,6 +62,50 @@ def save_image(path: str | os.PathLike[str], array: np.ndarray) -> None:
         array: The picture.
     """
     Image.fromarray(np.ascontiguousarray(array)).save(path, format="PNG")
+
+
+def metric_depth_scale(depth: np.ndarray) -> float:
+    """Returns the unit in which a metric depth map fits into 16 bits: 1 mm up to 65.535 m, else 1 cm, 10 cm, ...
+
+    Args:
+        depth: H×W, metres; what is not positive and finite does not count.
+
+    Returns:
+        Metres per step.
+    """
+    known = depth[np.isfinite(depth) & (depth > 0)]
+    farthest = float(known.max()) if known.size else 0.0
+    scale = 0.001
+    while farthest > UINT16_MAX * scale:
+        scale = round(scale * 10, 3)
+    return scale
+
+
+def save_metric_depth(path: str | os.PathLike[str], depth: np.ndarray) -> float:
+    """Writes metric depth as a 16-bit grey PNG, with its scale in the text chunk `depth_scale`.
+
+    Args:
+        path: The file to write; PNG whatever its suffix.
+        depth: H×W, metres; pixels that are 0, negative or not finite are written as 0. Positive depth is at least 1.
+
+    Returns:
+        The scale, `metric_depth_scale`: metres = value × scale.
+
+    Raises:
+        ValueError: If `depth` is not one map of floats.
+    """
+    if depth.ndim != 2 or depth.size == 0 or not np.issubdtype(depth.dtype, np.floating):
+        raise ValueError(f"`depth` must be one map of floats, H×W, got {depth.dtype} of shape {depth.shape}.")
+    scale = metric_depth_scale(depth)
+    known = np.isfinite(depth) & (depth > 0)
+    values = np.where(known, depth, 0).astype(np.float64) / scale
+    steps = np.where(known, np.clip(np.rint(values), 1, UINT16_MAX), 0).astype(np.uint16)
+    text = PngInfo()
+    text.add_text("depth_scale", f"{scale:g}")
+    text.add_text("depth_unit", "metre")
+    with atomic_write(path) as temporary:
+        Image.fromarray(steps).save(temporary, format="PNG", pnginfo=text)
+    return scale
 
 
 def _by_rows(depth: np.ndarray, convert: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:

@@ -11,7 +11,9 @@ from typing import Any
 from ..export.images import check_colormap, colorize_depth, depth_to_uint16, save_image
 from ..pipelines.depthfm.pipeline_depthfm import DepthFMPipeline
 from ..utils.files import file_sha256, save_array
+from . import metric_files
 from .input_files import InputFailure
+from .metric_files import ImageMetres, MetricSettings, measure_image
 from .prediction import Prediction, PredictionSettings, predict_image
 from .result_folder import ResultFolder, describe_environment, describe_scheduler, now, process_each
 
@@ -57,15 +59,20 @@ class PredictionFolder(ResultFolder):
         check_colormap(colormap)
         super().__init__(path, "predict", METADATA_FORMAT, VALUES)
         self.colormap = colormap
+        if any(file.name.endswith(metric_files.ENDINGS) for file in self.results()):
+            self._record.values |= metric_files.VALUES
 
-    def add_prediction(self, source: Path, prediction: Prediction) -> None:
+    def add_prediction(self, source: Path, prediction: Prediction, metres: ImageMetres | None = None) -> None:
         """Writes the files of one prediction, all or none, and records them.
 
         Args:
             source: The image file.
             prediction: Its prediction.
+            metres: Its camera, and its depth in metres if that is known.
         """
-        name = self.choose_name(source, SUFFIXES, self.last_entry(source))
+        has_metres = metres is not None and metres.metres is not None
+        endings = SUFFIXES + (metric_files.ENDINGS if has_metres else ())
+        name = self.choose_name(source, endings, self.last_entry(source))
         depth = prediction.depth
         files = [name + ending for ending in SUFFIXES]
         write: list[Callable[[Path], object]] = [
@@ -74,15 +81,20 @@ class PredictionFolder(ResultFolder):
             lambda path: save_image(path, depth_to_uint16(depth)),
             lambda path: save_image(path, colorize_depth(depth, self.colormap)),
         ]
-        entry = {
+        entry: dict[str, Any] = {
             "name": name,
             "input": str(source),
             "input_sha256": file_sha256(source),
             "height": depth.shape[0],
             "width": depth.shape[1],
-            "files": files,
         }
-        self.add(entry, dict(zip(files, write, strict=True)))
+        writers = dict(zip(files, write, strict=True))
+        if metres is not None:
+            writers |= metres.writers(name)
+            entry |= metres.describe()
+        if has_metres:
+            self._record.values |= metric_files.VALUES
+        self.add({**entry, "files": [*writers]}, writers)
 
 
 def describe_run(pipe: DepthFMPipeline, settings: PredictionSettings, model: str, fingerprint: str) -> dict[str, Any]:
@@ -112,6 +124,7 @@ def predict_files(
     folder: PredictionFolder,
     settings: PredictionSettings,
     max_pixels: int | None = None,
+    metric: MetricSettings = MetricSettings(),  # noqa: B008
 ) -> Iterator[InputFailure | None]:
     """Predicts the depth of files, one after the other; a bad file does not stop the others.
 
@@ -121,13 +134,23 @@ def predict_files(
         folder: Where the results go; `begin_run` has been called.
         settings: How to predict.
         max_pixels: Most pixels that an input may have; `None`: 120 million.
+        metric: What is known of the depth and the cameras of the inputs.
 
     Yields:
         For each input, `None` once its result is written, or why there is none.
+
+    Raises:
+        OSError: If the file of known points cannot be read.
+        ValueError: If the known points do not fit the inputs.
     """
+    known = metric.known_points(inputs)
 
     def predict(source: Path) -> Iterator[None]:
-        folder.add_prediction(source, predict_image(pipe, source, settings, max_pixels=max_pixels))
+        if known is not None and source not in known:
+            raise ValueError(f"{metric.anchors_file} has no point of this image")
+        prediction = predict_image(pipe, source, settings, max_pixels=max_pixels)
+        metres = measure_image(source, prediction.log_depth, (known or {}).get(source, ()), metric)
+        folder.add_prediction(source, prediction, metres)
         yield None
 
     return process_each(inputs, predict)

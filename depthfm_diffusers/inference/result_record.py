@@ -46,6 +46,7 @@ class ResultRecord:
         check_entry: Raises `ValueError` if an entry lacks something that the command reads from it.
 
     Attributes:
+        values: As given.
         runs: Settings of each run.
         images: The entry of each result by its name, the latest last.
 
@@ -65,7 +66,7 @@ class ResultRecord:
         self.runs: list[dict[str, Any]] = []
         self.images: dict[str, dict[str, Any]] = {}
         self._folder, self._command, self._check_entry = folder, command, check_entry
-        self._format, self._values = metadata_format, dict(values)
+        self._format, self.values = metadata_format, dict(values)
         self._metadata, self._lines = folder / METADATA_NAME, folder / LINES_NAME
         self._names: defaultdict[str, dict[str, None]] = defaultdict(dict)  # of the results of each input, in order
         self._unplaced: dict[str, dict[str, Any]] = {}  # entries with files not yet in their place, by their folder
@@ -161,7 +162,7 @@ class ResultRecord:
         numbers = {run: number for number, run in enumerate(used)}
         content = {
             "format": self._format,
-            "values": self._values,
+            "values": self.values,
             "runs": [self.runs[run] for run in used],
             "images": [{**entry, "run": numbers[entry["run"]]} for entry in self.images.values()],
         }

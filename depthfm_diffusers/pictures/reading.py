@@ -17,10 +17,15 @@ from PIL import Image
 from ..utils.imports import import_optional
 from .colour import is_plain
 from .formats import SUFFIXES, is_heif, is_postscript
-from .metadata import ORIENTATION_FIELDS, is_oriented, orientation_of, turn, without_metadata
-
-
-from .metadata import ORIENTATION, ORIENTATION_FIELDS, exif_numbers, orientation_of, turn, without_metadata
+from .metadata import (
+    ORIENTATION,
+    ORIENTATION_FIELDS,
+    exif_numbers,
+    is_oriented,
+    orientation_of,
+    turn,
+    without_metadata,
+)
 
 logger = logging.getLogger(__name__)
 
