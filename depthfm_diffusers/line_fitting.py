@@ -62,7 +62,7 @@ def fit_robust_line(p: NDArray[np.float64], target: NDArray[np.float64], toleran
     Args:
         p: N ≥ 2 finite values.
         target: N finite values.
-        tolerance: No point is taken for wrong whose residual is less than a fraction of this, in units of `target`.
+        tolerance: No point is taken for wrong whose residual is less than this, in units of `target`.
 
     Returns:
         The line. If no pair of points rises, it is that of least squares, with all points as inliers.

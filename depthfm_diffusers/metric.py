@@ -35,8 +35,9 @@ METRIC_SPACES = ("log", "depth", "disparity")
 # Marigold's evaluation does so.
 MIN_DEPTH = 1e-3
 MIN_DISPARITY = 1e-3
-# No point is taken for wrong that deviates by much less than this share of its depth.
-TOLERANCE = 0.05
+# No point is taken for wrong that deviates by less than this share of its depth: predictions do, and of few points
+# three may lie on one line by chance.
+TOLERANCE = 0.25
 # Log depths that differ by less, of about [-1, 1], are one depth: their difference is rounding.
 MIN_DIFFERENCE = 1e-5
 # The normalised range of log depth, from -1 to 1, is that between these quantiles of the true one.
@@ -128,7 +129,7 @@ def fit_points(
         if wrong.any():
             x, row, metres = known[wrong][0]
             raise ValueError(f"The point x={x:g}, y={row:g} with {metres:g} m {name}: correct it or leave it out.")
-    values = values_at(y, known)
+    values = values_at(y, known).astype(np.float64)
     if len(known) == 1:
         return _fit_one_point(y, values[0], known[0, 2], space, range_ratio)
     if range_ratio is not None:
