@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from helpers.components import build_components
 from helpers.picture_files import saved
+from helpers.videos import moving_pictures, write_video
 from PIL import Image
 
 from depthfm_diffusers import DepthFMPipeline, cli
@@ -166,3 +167,9 @@ def test_wrong_points_are_named():
         "metres from 9 points: median error 3.1%; they cover 75% of the image's depths, the rest is extrapolated; "
         "1 left out as wrong; the farthest off is 4,5 (2 m, fitted 6 m)"
     )
+
+
+def test_points_are_not_for_videos(predict, capsys):
+    write_video(Path("clip.mp4"), moving_pictures(2))
+    assert predict("clip.mp4", "--anchor", "1,1,2", "--anchor", "9,9,3") == 1
+    assert "Points of known depth are for images, got a video" in capsys.readouterr().err
