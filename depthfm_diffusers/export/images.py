@@ -1,4 +1,4 @@
-"""Depth maps as pictures: in colours, or as 16-bit grey PNG."""
+"""Depth maps and normals as pictures: in colours, or as 16-bit grey PNG."""
 
 from __future__ import annotations
 
@@ -106,6 +106,18 @@ def save_metric_depth(path: str | os.PathLike[str], depth: np.ndarray) -> float:
     with atomic_write(path) as temporary:
         Image.fromarray(steps).save(temporary, format="PNG", pnginfo=text)
     return scale
+
+
+def normals_picture(normals: np.ndarray) -> np.ndarray:
+    """Colours normals as normal maps are coloured: red to the right, green up, blue towards the camera.
+
+    Args:
+        normals: H×W×3 in [-1, 1], OpenCV camera axes. Zero is mid-grey.
+
+    Returns:
+        H×W×3 `uint8`.
+    """
+    return ((normals * (1, -1, -1) + 1) * 127.5).round().astype(np.uint8)
 
 
 def _by_rows(depth: np.ndarray, convert: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:

@@ -18,7 +18,7 @@ PROGRAM = """
 import builtins
 import sys
 
-for name in ("datasets", "tensorboard", "wandb", "h5py", "omegaconf", "pillow_heif", "av", "cv2"):
+for name in ("datasets", "tensorboard", "wandb", "h5py", "omegaconf", "pillow_heif", "av", "cv2", "trimesh", "OpenEXR"):
     sys.modules[name] = None  # importing it fails, as if it were not installed
 real_import = builtins.__import__
 
