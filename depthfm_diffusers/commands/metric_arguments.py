@@ -69,7 +69,7 @@ def report_fits(folder: PredictionFolder, inputs: list[Path], settings: MetricSe
     if settings.has_points:
         for source in inputs:
             entry = folder.last_entry(source)
-            if entry is not None and "metres" in entry:
+            if entry is not None and "anchors" in entry.get("metres", {}):
                 complain(f"{source}: {describe_fit(entry['metres'])}")
 
 

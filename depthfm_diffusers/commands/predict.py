@@ -16,9 +16,10 @@ from .arguments import (
     find_model,
     prediction_settings,
 )
+from .geometry_arguments import add_geometry_arguments, geometry_settings
 from .metric_arguments import add_metric_arguments, metric_settings, report_fits
 from .predict_clips import add_clip_arguments, predict_clips, split_clips
-from .terminal import complain_about
+from .terminal import complain, complain_about
 
 if TYPE_CHECKING:
     from ..inference.input_files import InputFailure
@@ -36,8 +37,9 @@ def add_parser(commands: Subcommands) -> None:
         predict,
         "Predict the depth of images and videos.",
         "Writes, for each input, NAME_depth.npy (float32 in [0, 1], 0 near, 1 far), NAME_log_depth.npy (the network's "
-        "log depth), NAME_depth.png (16 bit) and NAME_color.png, and one metadata.json with what is needed to repeat "
-        "them. NAME is the input's name without suffix; where names collide, NAME_SUFFIX or NAME_2, NAME_3, ... "
+        "log depth), NAME_depth.png (16 bit) and NAME_color.png, or what --save names, and one metadata.json with "
+        "what is needed to repeat them. "
+        "NAME is the input's name without suffix; where names collide, NAME_SUFFIX or NAME_2, NAME_3, ... "
         "Of a video, it writes NAME_color.mp4, with the sound of the input, and what --save-frames asks for. "
         "If stopped, the same command goes on with the frames that are left. "
         "A result is replaced only by a later one for the same file, and nothing else that is in the output folder "
@@ -57,6 +59,7 @@ def add_parser(commands: Subcommands) -> None:
         help="matplotlib's, for NAME_color.png and .mp4 (default: Spectral)",
     )
     add_metric_arguments(parser)
+    add_geometry_arguments(parser)
 
 
 def predict(args: argparse.Namespace) -> int:
@@ -66,12 +69,15 @@ def predict(args: argparse.Namespace) -> int:
 
     settings = prediction_settings(args)
     metric = metric_settings(args)
-    folder = PredictionFolder(args.output, args.colormap)
+    geometry = geometry_settings(args)
+    folder = PredictionFolder(args.output, args.colormap, geometry)
     try:
         inputs, failures = collect_inputs(args.images, skip=folder.results())
         images, clips = split_clips(args, inputs)
         for failure in failures:
             complain_about(failure)
+        for assumption in geometry.assumptions(metric) if images else ():
+            complain(assumption)
         total = len(images) + len(clips) + len(failures)
         written = 0
         for problem in _predictions(args, settings, metric, images, clips, folder):
@@ -97,10 +103,14 @@ def _predictions(
     """Loads the model, unless there is nothing to predict, and predicts."""
     if not images and not clips:
         return
+    from ..inference.geometry_files import DEPTH_ONLY
+
     # Errors come before a model is loaded, or fetched.
     metric.known_points(images)
     if clips and metric.has_points:
         raise ValueError(f"Points of known depth are for images, got a video: {next(iter(clips))}.")
+    if clips and folder.geometry.kinds != DEPTH_ONLY.kinds:
+        raise ValueError(f"--save is for images, got a video: {next(iter(clips))}. Videos have --save-frames.")
     import torch
     from tqdm import tqdm
 
@@ -111,7 +121,7 @@ def _predictions(
     pipe = load_pipeline(model_folder, args.device, getattr(torch, args.dtype), args.variant)
     pipe.set_progress_bar_config(disable=True)
     run = describe_run(pipe, settings, args.model or model_folder.name, model_fingerprint(model_folder))
-    run["settings"]["colormap"] = args.colormap
+    run["settings"] |= {"colormap": args.colormap, **folder.geometry.describe()}
     run["variant"] = args.variant
     if images:
         folder.begin_run(run, images)
