@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PHOTOGRAPHS = {"coffee": (0.3, 0.9), "motorcycle_left": (2.0, 5.3)}
 DEGREES = 25.0
 # Points per side of a triangle; longest side of a panel and the white between two, in pixels; quality of WebP.
-SAMPLES, PANEL, GAP, QUALITY = 5, 400, 8, 80
+SAMPLES, PANEL, GAP, QUALITY = 3, 400, 8, 80
 
 
 def side_view(surface: Surface, image: np.ndarray, intrinsics: np.ndarray, degrees: float) -> np.ndarray:
