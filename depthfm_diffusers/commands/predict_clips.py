@@ -44,8 +44,8 @@ def add_clip_arguments(parser: argparse.ArgumentParser) -> None:
         type=_frame_formats,
         default=(),
         metavar="FORMATS",
-        help="beside NAME_color.mp4, comma-separated: png (NAME_depth_000000.png, ..., 16 bit), npz "
-        "(NAME_log_depth.npz: log_depth, time, shot) (default: none)",
+        help="beside NAME_color.mp4, comma-separated: png (NAME_depth_000000.png, ..., 16 bit), exr (the same as "
+        "OpenEXR, 32 bit), npz (NAME_log_depth.npz: log_depth, time, shot) (default: none)",
     )
 
 

@@ -41,6 +41,7 @@ VALUES = {
         "outermost 0.5 % of each frame not counted."
     ),
     "_depth_NUMBER.png": "16-bit grey: the same depth of one frame, counted from 0; 0 is near, 65535 is far.",
+    "_depth_NUMBER.exr": "OpenEXR, 32-bit float, channel Z: the same depth of one frame; 0 is near, 1 is far.",
     "_log_depth.npz": (
         "log_depth: float32, frames x height x width: as in _log_depth.npy, but a and b are the same for all frames "
         "of a shot; time: seconds of each frame; shot: its number, from 0."

@@ -7,6 +7,8 @@ import sys
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
+import OpenEXR
 import pytest
 from helpers.components import build_components
 from helpers.videos import moving_pictures, write_video
@@ -45,6 +47,8 @@ def test_videos_beside_images_and_bad_files(model, tmp_path, image, capsys):
     assert [entry["name"] for entry in entries] == ["clip", "clip_mp4"]
     assert predict(model, out, clip, out / "*.mp4") == 1  # the pattern holds nothing but the result
     assert "has been predicted before" in capsys.readouterr().err
+    assert predict(model, tmp_path / "meshes", clip, "--save", "mesh") == 1
+    assert "--save is for images, got a video" in capsys.readouterr().err
 
 
 def test_a_folder_of_images_is_a_clip_only_if_asked_for(model, tmp_path):
@@ -54,8 +58,11 @@ def test_a_folder_of_images_is_a_clip_only_if_asked_for(model, tmp_path):
         Image.fromarray(picture).save(frames / f"{number}.png")
     assert predict(model, tmp_path / "images", frames) == 0
     assert len(list((tmp_path / "images").glob("?_depth.npy"))) == 3
-    assert predict(model, tmp_path / "clip", frames, "--sequence-fps", "12.5", "--save-frames", "png") == 0
-    assert len(list((tmp_path / "clip").glob("frames_depth_00000?.png"))) == 3
+    assert predict(model, tmp_path / "clip", frames, "--sequence-fps", "12.5", "--save-frames", "png,exr") == 0
+    for number in range(3):
+        grey = np.asarray(Image.open(tmp_path / "clip" / f"frames_depth_{number:06d}.png"))
+        exr = OpenEXR.File(str(tmp_path / "clip" / f"frames_depth_{number:06d}.exr")).channels()["Z"].pixels
+        np.testing.assert_allclose(65535 * exr, grey, atol=0.51)
     assert VideoFile(tmp_path / "clip" / "frames_color.mp4").rate == Fraction("12.5")
 
 
@@ -65,7 +72,7 @@ def test_what_is_only_for_clips(model, tmp_path, image, capsys):
     assert "--max-frames: only for videos and sequences of images" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         predict(model, tmp_path / "out", tmp_path / "photo.png", "--save-frames", "png,jpg")
-    assert "must be some of png,npz, got 'png,jpg'" in capsys.readouterr().err
+    assert "must be some of png,exr,npz, got 'png,jpg'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("package", ["av", "cv2"])

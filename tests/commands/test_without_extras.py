@@ -18,7 +18,8 @@ PROGRAM = """
 import builtins
 import sys
 
-for name in ("datasets", "tensorboard", "wandb", "h5py", "omegaconf", "pillow_heif", "av", "cv2", "trimesh", "OpenEXR"):
+names = "datasets tensorboard wandb h5py omegaconf pillow_heif av cv2 trimesh OpenEXR sklearn"
+for name in names.split():
     sys.modules[name] = None  # importing it fails, as if it were not installed
 real_import = builtins.__import__
 

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.lib import format as npy_format
 from numpy.typing import DTypeLike, NDArray
 
+from ...export.exr import check_exr_packages, save_exr
 from ...export.images import colorize_depth, depth_to_uint16, save_image
 from ...pipelines.depthfm.pipeline_depthfm import DepthFMPipeline
 from ...utils.choices import CLIP_FRAME_FORMATS
@@ -32,7 +33,9 @@ from .store import FrameStore, StoredFrame
 # Formats in which each frame is a file NAME_depth_NUMBER.FORMAT, with what writes a depth map in [0, 1].
 FRAME_WRITERS: dict[str, Callable[[Path, NDArray[np.float32]], object]] = {
     "png": lambda path, depth: save_image(path, depth_to_uint16(depth)),
+    "exr": lambda path, depth: save_exr(path, depth, comments=EXR_COMMENT),
 }
+EXR_COMMENT = "Z: 0 is the nearest and 1 the farthest of the shot, not metres"
 WORK_PREFIX = ".depthfm-video-"
 
 
@@ -61,6 +64,9 @@ class ClipPredictor:
         run: Describes the run, for `metadata.json`. A clip goes on where an earlier run of the same description was
             stopped.
         frame_formats: In which formats the frames are written beside the video, some of `CLIP_FRAME_FORMATS`.
+
+    Raises:
+        ImportError: If a package for these formats is not installed.
     """
 
     def __init__(
@@ -73,6 +79,8 @@ class ClipPredictor:
     ) -> None:
         self._pipe, self._settings, self._folder, self._run = pipe, settings, folder, run
         self._formats = [kind for kind in CLIP_FRAME_FORMATS if kind in frame_formats]
+        if "exr" in self._formats:
+            check_exr_packages()
 
     def predict(self, clip: Clip) -> Iterator[int | ClipResult]:
         """Predicts a clip and writes its files, unless that was done before.
