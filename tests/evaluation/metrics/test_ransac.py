@@ -49,10 +49,14 @@ def test_given_its_inliers_the_fit_is_that_of_the_reference(seed, outliers):
     np.testing.assert_allclose(aligned.depth, expected, rtol=1e-5, atol=1e-5)
 
 
-@given(scale=st.floats(0.05, 20), shift=st.floats(-3, 3), seed=st.integers(0, 99), outliers=st.floats(0, 0.4))
+@given(scale=st.floats(0.05, 20), shift=st.floats(-3, 3), seed=st.integers(0, 99), outliers=st.floats(0, 0.2))
 @settings(deadline=None, max_examples=25)
 def test_outliers_do_not_count(scale, shift, seed, outliers):
-    """The truth, scaled and shifted, is found exactly through pixels that have nothing to do with it."""
+    """The truth, scaled and shifted, is found exactly through pixels that have nothing to do with it.
+
+    Not with any number of them: the reference stops at 99 % certainty, and its tolerance, the median deviation, lets a
+    flat line have half of all pixels.
+    """
     rng = np.random.default_rng(seed)
     truth = rng.uniform(0.5, 20, (12, 16))
     prediction = (np.log(truth + 1) - shift) / scale
