@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from .models.image_encoder import ImageEncoder
     from .models.prompt_embedding import PromptEmbedding
     from .pipelines.depthfm.pipeline_depthfm import DepthFMPipeline
+    from .pipelines.depthfm.pipeline_depthfm_completion import DepthFMDepthCompletionPipeline
     from .pipelines.depthfm_controlnet.pipeline_depthfm_controlnet import DepthFMControlNetPipeline
     from .pipelines.depthfm_controlnet.pipeline_depthfm_controlnet_img2img import DepthFMControlNetImg2ImgPipeline
     from .pipelines.depthfm_controlnet.pipeline_depthfm_controlnet_inpaint import DepthFMControlNetInpaintPipeline
     from .pipelines.depthfm_controlnet.pipeline_output import DepthFMControlNetOutput
-    from .pipelines.pipeline_output import DepthFMOutput
+    from .pipelines.pipeline_output import DepthFMDepthCompletionOutput, DepthFMOutput
     from .schedulers.scheduling_flow_matching_image_to_depth import (
         FlowMatchingImageToDepthScheduler,
         FlowMatchingImageToDepthSchedulerOutput,
@@ -35,6 +36,7 @@ _REGISTERED = {
     "DepthFMControlNetImg2ImgPipeline": ".pipelines.depthfm_controlnet.pipeline_depthfm_controlnet_img2img",
     "DepthFMControlNetInpaintPipeline": ".pipelines.depthfm_controlnet.pipeline_depthfm_controlnet_inpaint",
     "DepthFMControlNetPipeline": ".pipelines.depthfm_controlnet.pipeline_depthfm_controlnet",
+    "DepthFMDepthCompletionPipeline": ".pipelines.depthfm.pipeline_depthfm_completion",
     "DepthFMPipeline": ".pipelines.depthfm.pipeline_depthfm",
     "FlowMatchingImageToDepthScheduler": ".schedulers.scheduling_flow_matching_image_to_depth",
     "ImageEncoder": ".models.image_encoder",
@@ -42,6 +44,7 @@ _REGISTERED = {
 }
 _OTHERS = {
     "DepthFMControlNetOutput": ".pipelines.depthfm_controlnet.pipeline_output",
+    "DepthFMDepthCompletionOutput": ".pipelines.pipeline_output",
     "DepthFMOutput": ".pipelines.pipeline_output",
     "FlowMatchingImageToDepthSchedulerOutput": ".schedulers.scheduling_flow_matching_image_to_depth",
     "VideoDepth": ".inference.video.steady",
@@ -64,6 +67,8 @@ __all__ = [
     "DepthFMControlNetInpaintPipeline",
     "DepthFMControlNetOutput",
     "DepthFMControlNetPipeline",
+    "DepthFMDepthCompletionOutput",
+    "DepthFMDepthCompletionPipeline",
     "DepthFMOutput",
     "DepthFMPipeline",
     "FlowMatchingImageToDepthScheduler",

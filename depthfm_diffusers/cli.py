@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import NoReturn
 
-from .commands import adherence, bench, compare, convert, evaluate, predict, synthesize
+from .commands import adherence, bench, compare, complete, convert, evaluate, predict, synthesize
 from .commands.terminal import complain
 from .loaders.registration import require_diffusers
 from .utils.errors import describe_error
@@ -55,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="depthfm", description="Depth from single images by flow matching.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (predict, convert, evaluate, compare, synthesize, adherence, bench):
+    for command in (predict, complete, convert, evaluate, compare, synthesize, adherence, bench):
         command.add_parser(commands)
     return parser
 

@@ -75,7 +75,7 @@ def decode_frame(encoded: EncodedFrame) -> Frame:
     Raises:
         FrameError: Naming the frame and the field that cannot be used.
     """
-    stored, orientation = _decode_depth(encoded)
+    stored, orientation = decode_depth(encoded)
     picture = open_picture(encoded, encoded.image, encoded.image_field)
     image = decode_image(encoded, orient_with_depth(encoded, picture, stored.shape, orientation))
     if stored.shape != image.shape[:2]:
@@ -165,8 +165,12 @@ def orient_with_depth(
     )
 
 
-def _decode_depth(encoded: EncodedFrame) -> tuple[np.ndarray, int]:
-    """Returns the depth as stored, H×W, of an integer or a floating-point type; and its EXIF orientation."""
+def decode_depth(encoded: EncodedFrame) -> tuple[np.ndarray, int]:
+    """Returns the depth as stored, H×W, of an integer or a floating-point type; and its EXIF orientation.
+
+    Raises:
+        FrameError: Naming the frame and the field, if it cannot be decoded.
+    """
     field = encoded.depth_field
     if encoded.depth.startswith(NPY_MAGIC):
         try:

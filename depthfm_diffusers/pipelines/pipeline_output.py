@@ -48,6 +48,50 @@ class DepthFMOutput(BaseOutput):
     latent: torch.Tensor | list[torch.Tensor | None] | None = None
 
 
+@dataclass(frozen=True)
+class CompletionFit:
+    """How a completion came about, for one image.
+
+    Attributes:
+        a: Scale of the network's log depth y, in log d = a·y + b; the mean over the ensemble.
+        b: Shift, log metres; likewise.
+        points: Number of known pixels.
+        optimization_steps: Steps in which the latent was optimised.
+        left_out_error: Mean absolute error of known points predicted from the others, in log metres: about the
+            relative error between the points. `None` without a correction.
+        wrong_points: Number of points that contradict the others, of those that were interpolated between; likewise.
+        uses_prediction: Whether the prediction's values were used, or only its edges, because they do not fit.
+    """
+
+    a: float
+    b: float
+    points: int
+    optimization_steps: int
+    left_out_error: float | None
+    wrong_points: int | None
+    uses_prediction: bool
+
+
+@dataclass
+class DepthFMDepthCompletionOutput(BaseOutput):
+    """Output of `DepthFMDepthCompletionPipeline`.
+
+    Maps of several images are put together as in `DepthFMOutput`.
+
+    Args:
+        depth: Dense depth along the optical axis in metres (the unit of the known depth), float32, C = 1, of the size
+            of the image.
+        uncertainty: Standard deviation of the error of `depth`, in metres, C = 1: of the interpolation between the
+            points, scaled by how well they predict each other, and of the members of the ensemble. Small at points,
+            larger far from them and behind edges; 0 at values that were kept.
+        fits: Of each image, how it was fitted.
+    """
+
+    depth: Maps | None
+    uncertainty: Maps | None
+    fits: list[CompletionFit]
+
+
 def collect_maps(maps: Sequence[torch.Tensor | None], one_size: bool, output_type: str) -> Maps | None:
     """Puts maps together as `DepthFMOutput` describes.
 

@@ -25,6 +25,7 @@ LAYERS = [
     [
         "control_image",
         "depth_normalization",
+        "edge_aware_interpolation",
         "focal_length",
         "frames",
         "geometry",
