@@ -1,6 +1,6 @@
 """Compares depth completion with interpolation, with fits of scale and shift, and with Marigold-DC's algorithm.
 
-    python benchmarks/completion/compare.py --data /path/to/scenes --output results/completion
+    python benchmarks/completion/compare_completion.py --data /path/to/scenes --output results/completion
 
 The frames are those of scenes that the bundled model has not seen (as `depthfm evaluate --benchmark scenes`). Writes
 `rows.jsonl` (one line for each frame, density, seed and method), `table.md` and `completion.png`. A second run goes on
@@ -14,7 +14,7 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -246,7 +246,8 @@ def main() -> None:
         if index not in done
     ]
     with ProcessPoolExecutor(args.jobs) as pool:
-        for found in pool.map(measure_frame, tasks):
+        for future in as_completed([pool.submit(measure_frame, task) for task in tasks]):
+            found = future.result()
             rows += found
             with lines.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(row) + "\n" for row in found)
