@@ -60,9 +60,9 @@ def add_parser(commands: Subcommands) -> None:
     parser.add_argument(
         "--optimization-steps",
         type=not_negative,
-        default=5,
+        default=0,
         metavar="N",
-        help="most steps in which the output latent is fitted to the points; more help with few points (default: 5)",
+        help="most steps in which the output latent is fitted to the points (default: 0, none)",
     )
     parser.add_argument(
         "--guided", action="store_true", help="let the points steer the flow itself, which is slow (default: off)"

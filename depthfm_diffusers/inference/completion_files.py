@@ -52,7 +52,7 @@ class CompletionSettings:
         ValueError: If the scale is not positive.
     """
 
-    num_optimization_steps: int = 5
+    num_optimization_steps: int = 0
     guided_flow: bool = False
     correct_residual: bool = True
     keep_known: bool = False
@@ -240,11 +240,13 @@ def complete_files(
     def complete(source: Path) -> Iterator[None]:
         image, known = read_image_and_depth(source, pairs[source], settings.scale, max_pixels)
         try:
-            output = pipe(image, known, **prediction.call_arguments(), **settings.call_arguments())
+            depths, uncertainties, fits = pipe(
+                image, known, **prediction.call_arguments(), **settings.call_arguments(), return_dict=False
+            )
         except ValueError as error:
             raise ValueError(f"{pairs[source].name}: {error}") from error
-        depth, uncertainty = (np.asarray(maps)[0, ..., 0] for maps in (output.depth, output.uncertainty))
-        folder.add_completion(source, pairs[source], depth, uncertainty, asdict(output.fits[0]))
+        depth, uncertainty = depths[0, ..., 0], uncertainties[0, ..., 0]
+        folder.add_completion(source, pairs[source], depth, uncertainty, asdict(fits[0]))
         yield None
 
     return process_each(pairs, complete)

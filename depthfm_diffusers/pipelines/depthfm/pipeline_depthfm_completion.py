@@ -25,8 +25,8 @@ GUIDED_STEPS = 50  # Marigold-DC's
 class DepthFMDepthCompletionPipeline(DepthFMPipeline):
     """Pipeline that completes sparse or partial metric depth with the depth that DepthFM sees in the image.
 
-    It needs no training of its own, and loads any model of `DepthFMPipeline`. The flow is run once. Its output latent
-    is then optimised against the known points, through the decoder only; log depth becomes metres by a robust fit;
+    It needs no training of its own, and loads any model of `DepthFMPipeline`. The flow is run once; its output latent
+    may then be optimised against the known points, through the decoder only. Log depth becomes metres by a robust fit,
     and what is left at the points is interpolated between them, up to the edges of the image and of the prediction.
 
     ```python
@@ -73,7 +73,7 @@ class DepthFMDepthCompletionPipeline(DepthFMPipeline):
         batch_size: int = 1,
         latents: torch.Tensor | list[torch.Tensor] | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
-        num_optimization_steps: int = 5,
+        num_optimization_steps: int = 0,
         guided_flow: bool = False,
         correct_residual: bool = True,
         keep_known: bool = False,
@@ -98,7 +98,9 @@ class DepthFMDepthCompletionPipeline(DepthFMPipeline):
             latents: As for `DepthFMPipeline`.
             generator: As for `DepthFMPipeline`.
             num_optimization_steps: Steps of Adam, at most, in which the output latent is optimised; 0: none. A fifth
-                of the points is set aside to tell when to stop. Needs 10 points, and is left out with fewer.
+                of the points is set aside to tell when to stop. Needs 10 points, and is left out with fewer. Most of
+                what it gains, the interpolation gains too: it is for `correct_residual=False`, and worth a try with
+                few points.
             guided_flow: Whether the points steer the flow itself, by the gradient through the UNet, at each step: the
                 algorithm of Marigold-DC. Takes much longer and more memory.
             correct_residual: Whether what is left at the points is interpolated at the end.
@@ -143,7 +145,7 @@ class DepthFMDepthCompletionPipeline(DepthFMPipeline):
                 for one, known, draws in zip(images, knowns, noise, strict=True)
             ]
         else:
-            flow = super().__call__(
+            *_, found = super().__call__(
                 image,
                 num_inference_steps,
                 ensemble_size,
@@ -153,8 +155,9 @@ class DepthFMDepthCompletionPipeline(DepthFMPipeline):
                 latents=noise,
                 output_type="latent",
                 output_latent=True,
+                return_dict=False,
             )
-            results = flow.latent.split(ensemble_size) if isinstance(flow.latent, torch.Tensor) else flow.latent
+            results = list(found.split(ensemble_size)) if isinstance(found, torch.Tensor) else found
 
         # 3. Each image by itself: optimise the latents, fit a and b, correct what is left.
         vae = float_autoencoder(self.vae) if num_optimization_steps > 0 else self.vae

@@ -38,7 +38,7 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize("options", [{}, {"num_optimization_steps": 0}, {"ensemble_size": 2}, {"batch_size": 2}])
+@pytest.mark.parametrize("options", [{}, {"num_optimization_steps": 3}, {"ensemble_size": 2}, {"batch_size": 2}])
 def test_completes(complete, image, truth, options):
     output = complete(image, sparse(truth, 200), generator=seeded(), **options)
     assert output.depth.shape == output.uncertainty.shape == (1, HEIGHT, WIDTH, 1)
@@ -133,7 +133,7 @@ def test_no_step_is_begun_after_the_deadline(complete, image, truth):
 
 def test_half_precision_is_optimized_in_float32(complete, image, truth):
     complete.to(torch.bfloat16)
-    output = complete(image, sparse(truth, 100), generator=seeded())
+    output = complete(image, sparse(truth, 100), generator=seeded(), num_optimization_steps=2)
     assert output.depth.dtype == np.float32
     assert output.fits[0].optimization_steps > 0
     assert complete.vae.dtype == torch.bfloat16
