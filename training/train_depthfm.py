@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from torch.utils.data import Dataset
 
 from depthfm_diffusers import DepthFMPipeline
 from depthfm_diffusers.checkpoints.model_folder import save_pipeline
@@ -38,6 +39,7 @@ from depthfm_diffusers.training.config import (
 )
 from depthfm_diffusers.training.data.draws import TIMESTEP_SAMPLINGS, FlowDraws, TimeDistribution
 from depthfm_diffusers.training.data.flow_data import FlowFrames, cache_latents, encode_batch
+from depthfm_diffusers.training.data.partial_depth import CompletionSamples
 from depthfm_diffusers.training.data.samples import SplitFrames
 from depthfm_diffusers.training.hub import push_to_hub
 from depthfm_diffusers.training.loop import COUNT, Trainer
@@ -48,6 +50,7 @@ from depthfm_diffusers.training.networks.base_model import (
     START_DISTRIBUTIONS,
     build_pipeline,
     is_depthfm,
+    prepare_completion,
     prepare_pipeline,
 )
 from depthfm_diffusers.training.networks.decoding_unet import DecodingUNet, prepare_decoder
@@ -113,6 +116,19 @@ def build_parser() -> argparse.ArgumentParser:
     )
     encoder.add_argument(
         "--feature_dropout", type=fraction, default=0.25, help="Share of its features' channels that are set to 0."
+    )
+    completion = parser.add_argument_group("depth completion")
+    completion.add_argument(
+        "--completion",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="The UNet also takes depth that is known at some pixels, which is simulated, and predicts metres.",
+    )
+    completion.add_argument(
+        "--completion_dropout",
+        type=share,
+        default=0.1,
+        help="Share of the samples without known depth, so that the model still predicts from images alone.",
     )
     flow = parser.add_argument_group("flow")
     flow.add_argument(
@@ -207,7 +223,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parses the command line, and the YAML file it may name."""
     parser = build_parser()
     args = parse_with_config(parser, argv)
-    for name, value in STAGE_DEFAULTS[args.stage].items():
+    defaults = STAGE_DEFAULTS[args.stage]
+    if args.completion:  # metres: a loss that aligns scale and shift would not see that they are wrong
+        defaults = defaults | {"l1_loss_weight": defaults["ssi_loss_weight"], "ssi_loss_weight": 0.0}
+    for name, value in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     set_normalization(args)
@@ -298,6 +317,7 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
         noise_augmentation_step=args.noise_augmentation_step,
         start=args.start,
     )
+    prepare_completion(pipe, args.completion, lora is not None)
     if args.image_encoder is not None:
         pipe = add_image_encoder(pipe, args.image_encoder)
     prepare_pipeline(pipe, memory_settings(args), lora, accelerator.device)
@@ -305,16 +325,20 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
     has_encoder = pipe.image_encoder is not None
     normalization = depth_normalization(args)
     times = TimeDistribution(args.timestep_sampling, args.logit_mean, args.logit_std, args.start_share)
-    draws = FlowDraws(times, pipe.vae.config.latent_channels, path_noise=args.sigma_min > 0, feature_seed=has_encoder)
+    drawn = {"path_noise": args.sigma_min > 0, "feature_seed": has_encoder, "completion_seed": args.completion}
+    draws = FlowDraws(times, pipe.vae.config.latent_channels, **drawn)
     frames = FlowFrames(data.frames, data.train, samples, normalization, draws, pipe.vae_scale_factor)
     if args.image_encoder is not None:
         set_feature_statistics(pipe.image_encoder, frames)
     decoded, cache = decoded_losses(args), cache_settings(args)
-    dataset = frames if cache is None else cache_latents(pipe, frames, cache, decoded is not None, accelerator)
+    dataset: Dataset = frames
+    if cache is not None:
+        dataset = cache_latents(pipe, frames, cache, decoded is not None or args.completion, accelerator)
+    if args.completion:
+        dataset = CompletionSamples(dataset, args.completion_dropout, pipe.vae_scale_factor)
 
     def compute_loss(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        if "image_latent" not in batch:
-            batch = encode_batch(pipe, batch)
+        batch = encode_batch(pipe, batch)
         counts = {f"{COUNT}frames_{name}": batch[name].sum() for name in ("without_depth", "skipped")}
         rows = None if decoded is None else decoded.choose(batch)
         state = predict_velocity(
@@ -364,7 +388,8 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
         if args.stage == "one_step":
             pipe.register_to_config(default_num_inference_steps=1)  # what it was tuned for
         save_result(pipe, settings.output_dir, longest, adapters=lora is not None, whole=whole)
-        write_model_card(card_facts(args, base), trainer.scores, lora is not None, args.validation_frames)
+        card = card_facts(args, base), trainer.scores, lora is not None, args.validation_frames, args.completion
+        write_model_card(*card)
         if args.push_to_hub:
             push_to_hub(settings.output_dir, hub_model_id(args))
     accelerator.end_training()

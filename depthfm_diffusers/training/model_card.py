@@ -32,6 +32,9 @@ Every flag and version is in `run_config.json`; the settings in short:
 """
 DEPTH_TITLE = """Monocular depth by flow matching ([DepthFM](https://arxiv.org/abs/2403.13788)), trained with
 `depthfm_diffusers`."""
+COMPLETION_TITLE = """Depth completion, and monocular depth where no depth is known, by flow matching
+([DepthFM](https://arxiv.org/abs/2403.13788)), trained with `depthfm_diffusers`. The model takes an image and depth in
+metres at some of its pixels, and predicts metres; `DepthFMPipeline` predicts relative depth from the image alone."""
 CONTROLNET_TITLE = """ControlNet that makes Stable Diffusion follow a depth, trained with `depthfm_diffusers` on the
 depth that [DepthFM](https://arxiv.org/abs/2403.13788) ({depth_model}) estimates. Control images are of mode
 `{control_mode}` ({polarity}), percentiles {percentiles}."""
@@ -39,12 +42,16 @@ WHOLE_MODEL = """import depthfm_diffusers
 from diffusers import DiffusionPipeline
 
 pipe = DiffusionPipeline.from_pretrained("{name}")
-depth = pipe(image).prediction"""
-ADAPTERS = """from depthfm_diffusers import DepthFMPipeline
+{call}"""
+COMPLETION_MODEL = """from depthfm_diffusers import {pipeline}
 
-pipe = DepthFMPipeline.from_pretrained("{base}")
+pipe = {pipeline}.from_pretrained("{name}")
+{call}"""
+ADAPTERS = """from depthfm_diffusers import {pipeline}
+
+pipe = {pipeline}.from_pretrained("{base}")
 pipe.load_lora_weights("{name}")
-depth = pipe(image).prediction"""
+{call}"""
 CONTROLNET = """from depthfm_diffusers import DepthFMControlNetPipeline, DepthFMPipeline, default_model_path
 from diffusers import ControlNetModel, StableDiffusionPipeline
 
@@ -98,7 +105,9 @@ class ControlNetFacts:
     guidance_scale: float
 
 
-def write_model_card(facts: CardFacts, scores: Mapping[str, float], lora: bool, validation_frames: int) -> None:
+def write_model_card(
+    facts: CardFacts, scores: Mapping[str, float], lora: bool, validation_frames: int, completion: bool = False
+) -> None:
     """Writes the card of a depth model.
 
     Args:
@@ -106,14 +115,23 @@ def write_model_card(facts: CardFacts, scores: Mapping[str, float], lora: bool, 
         scores: Of the last validation; empty if nothing was validated.
         lora: Whether the model is adapters for a base.
         validation_frames: Held-out frames that were scored, at most.
+        completion: Whether the model completes depth.
     """
-    usage = (ADAPTERS if lora else WHOLE_MODEL).format(name=facts.name, base=_public_name(facts.base))
+    pipeline, call = "DepthFMPipeline", "depth = pipe(image).prediction"
+    if completion:
+        pipeline = "DepthFMDepthCompletionPipeline"
+        call = "depth = pipe(image, known_depth).depth  # metres; known_depth is 0 where nothing is known"
+    text = ADAPTERS if lora else COMPLETION_MODEL if completion else WHOLE_MODEL
+    usage = text.format(name=facts.name, base=_public_name(facts.base), pipeline=pipeline, call=call)
     what = (
         f"Scores of 1 step on at most {validation_frames} frames of held-out scenes (`_depth`, `_log`: aligned by "
         "least squares in depth or in log depth)"
     )
-    tags = ["depth-estimation", "flow-matching", "depthfm", *(["lora"] if lora else [])]
-    _write(facts, DEPTH_TITLE, usage, what, scores, "depth-estimation", tags)
+    if completion:
+        what += "; `completion_mae` in metres and `completion_abs_rel`: completed from simulated points, not aligned"
+    more = (("lora", lora), ("depth-completion", completion))
+    tags = ["depth-estimation", "flow-matching", "depthfm", *(tag for tag, applies in more if applies)]
+    _write(facts, COMPLETION_TITLE if completion else DEPTH_TITLE, usage, what, scores, "depth-estimation", tags)
 
 
 def write_controlnet_card(facts: CardFacts, control: ControlNetFacts, scores: Mapping[str, float]) -> None:

@@ -32,6 +32,7 @@ LAYERS = [
         "image_processing",
         "line_fitting",
         "metric",
+        "partial_depth",
         "temporal",
         "uncertainty",
     ],

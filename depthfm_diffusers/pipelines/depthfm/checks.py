@@ -17,6 +17,7 @@ from ...image_processing import RESAMPLE_METHODS
 from ...models.attention_processor import RescaledSelfAttnProcessor
 from ...models.image_encoder import ImageEncoder
 from ...models.prompt_embedding import PromptEmbedding
+from .further_channels import num_completion_channels
 
 
 def as_integer(name: str, value: Any, minimum: int) -> int:
@@ -44,8 +45,12 @@ def check_components_fit(
         if image_encoder is not None:
             channels += image_encoder.config.out_channels
             what += f", and {image_encoder.config.out_channels} of the `image_encoder`"
-        if unet.config.in_channels != channels:
-            raise ValueError(f"`unet` must take {channels} channels ({what}), but it takes {unet.config.in_channels}.")
+        completing = num_completion_channels(vae)
+        if unet.config.in_channels not in (channels, channels + completing):
+            raise ValueError(
+                f"`unet` must take {channels} channels ({what}), or {completing} more for partial depth, but it takes "
+                f"{unet.config.in_channels}."
+            )
     if vae is not None and image_encoder is not None and len(vae.config.block_out_channels) != 4:
         raise ValueError(
             "`image_encoder` makes features for latents of 1/8 of the image's size, but those of the `vae` have "

@@ -26,6 +26,7 @@ from ..optional_components import AbsentComponentsMixin
 from ..pipeline_output import DepthFMOutput
 from . import checks
 from .call_state import CallStateMixin
+from .further_channels import further_channels, takes_partial_depth
 from .image_maps import decode_log_depth, latent_size, make_output, output_size
 from .tiling import enlarge_tiles
 
@@ -47,8 +48,8 @@ class DepthFMPipeline(
     ```
 
     Args:
-        unet: Velocity field. Its input is the current latent and the image's latent, concatenated; and the image's
-            features, if there is an `image_encoder`.
+        unet: Velocity field. Its input is the current latent and the image's latent, concatenated; then what is known
+            of the depth, if it was trained for completion; and the image's features, if there is an `image_encoder`.
         vae: Autoencoder of images and depth maps: `AutoencoderKL` (the posterior's mode is used) or `AutoencoderTiny`.
         scheduler: Noise of the source, time grid and solver.
         prompt_embedding: The constant embedding for the UNet's cross-attention, that of the empty prompt.
@@ -106,6 +107,11 @@ class DepthFMPipeline(
     def vae_scale_factor(self) -> int:
         """Pixels per latent pixel, along one side."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def takes_partial_depth(self) -> bool:
+        """Whether the UNet has input channels for known depth, which are 0 in a call of this pipeline."""
+        return takes_partial_depth(self.unet, self.vae, self.image_encoder)
 
     def check_inputs(
         self,
@@ -200,7 +206,7 @@ class DepthFMPipeline(
 
         Args:
             latents: Current state x_t, B×C×h×w.
-            image_latents: Condition c, B×C×h×w; with an image encoder, its features follow as further channels.
+            image_latents: Condition c, B×C×h×w, followed by the UNet's channels of the module `further_channels`.
             t: Flow time, one of `scheduler.timesteps`.
             prompt_embeds: The constant embedding, 1×tokens×dim.
 
@@ -351,15 +357,14 @@ class DepthFMPipeline(
                 pixels = torch.cat([images[i].pixels.to(device) for i in group])
                 encoded = torch.cat([self.encode_image(batch) for batch in pixels.split(batch_size)])
                 checks.check_finite(encoded, "image latents", "vae", self.vae.dtype)
-                features = None
+                channels = further_channels(self, pixels, batch_size)
                 if self.image_encoder is not None:
-                    features = torch.cat([self.image_encoder(batch) for batch in pixels.split(batch_size)]).float()
-                    checks.check_finite(features, "image features", "image_encoder", self.image_encoder.dtype)
-                    features = features.repeat_interleave(ensemble_size, dim=0)
+                    checks.check_finite(channels, "image features", "image_encoder", self.image_encoder.dtype)
                 encoded, drawn = encoded.repeat_interleave(ensemble_size, dim=0), torch.cat([noise[i] for i in group])
+                channels = channels.repeat_interleave(ensemble_size, dim=0)
                 callback = callback_on_step_end, callback_on_step_end_tensor_inputs
                 flow = prompt_embeds, num_inference_steps, batch_size, progress_bar.update
-                result = self.denoise(encoded, drawn, *flow, *callback, features)
+                result = self.denoise(encoded, drawn, *flow, *callback, channels)
                 if result is None:
                     break
                 checks.check_finite(result, "predicted latents", "unet", self.unet.dtype)
@@ -399,7 +404,7 @@ class DepthFMPipeline(
         on_evaluation: Callable[[], object],
         callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-        image_features: torch.Tensor | None = None,
+        further_channels: torch.Tensor | None = None,
     ) -> torch.Tensor | None:
         """Carries latents of one size from the images to their depth maps.
 
@@ -415,7 +420,7 @@ class DepthFMPipeline(
             on_evaluation: Called after each evaluation of the UNet, for progress.
             callback_on_step_end: See `__call__`.
             callback_on_step_end_tensor_inputs: See `__call__`.
-            image_features: The image encoder's output, B×F×h×w, float32; `None` without one.
+            further_channels: See the module `further_channels`; `None` is the same as no channels.
 
         Returns:
             Latents at t = 1, B×C×h×w, float32; of an earlier time if the call was interrupted, and `None` if it was
@@ -433,7 +438,7 @@ class DepthFMPipeline(
             if latents is None:
                 latents = scheduler.augment(image_latents, noise)
             velocities = []
-            condition = image_latents if image_features is None else torch.cat([image_latents, image_features], dim=1)
+            condition = image_latents if further_channels is None else torch.cat([image_latents, further_channels], 1)
             for batch in zip(latents.split(batch_size), condition.split(batch_size), strict=True):
                 velocities.append(self.predict_velocity(*batch, t, prompt_embeds))
                 on_evaluation()

@@ -65,20 +65,23 @@ class FlowDraws:
         latent_channels: Channels of the noise.
         path_noise: Whether noise for the smoothing of the path (sigma_min > 0) is drawn too.
         feature_seed: Whether a seed for the noise of the image encoder's features is drawn too.
+        completion_seed: Whether a seed for what is simulated of partial depth is drawn too.
     """
 
     times: TimeDistribution
     latent_channels: int
     path_noise: bool = False
     feature_seed: bool = False
+    completion_seed: bool = False
 
     def draw(self, rng: np.random.Generator, latent_size: Sequence[int]) -> dict[str, torch.Tensor]:
-        """Returns `time` (scalar), `noise` and, if asked for, `path_noise` (C×h×w each), `feature_seed` (integer)."""
+        """Returns `time` (scalar), `noise` and, if asked for, `path_noise` (C×h×w each), and seeds (integers)."""
         drawn = {"time": torch.tensor(self.times.sample(rng))}
         for name in ("noise", "path_noise") if self.path_noise else ("noise",):
             drawn[name] = gaussian(rng, (self.latent_channels, *latent_size))
-        if self.feature_seed:
-            drawn["feature_seed"] = torch.tensor(int(rng.integers(2**63)))
+        for name, asked in (("feature_seed", self.feature_seed), ("completion_seed", self.completion_seed)):
+            if asked:
+                drawn[name] = torch.tensor(int(rng.integers(2**63)))
         return drawn
 
 

@@ -15,6 +15,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 
 from ...depth_normalization import DepthNormalization, NormalizedDepth, normalize_log_depth
 from ...frames import Frame
+from ...pipelines.depthfm.further_channels import encode_partial_depth
 from ...pipelines.depthfm.pipeline_depthfm import DepthFMPipeline
 from .depth_transforms import View, frame_to_view, resize_view
 from .draws import FlowDraws
@@ -95,16 +96,22 @@ def depth_targets(normalized: NormalizedDepth) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def encode_batch(pipe: DepthFMPipeline, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Adds `image_latent`, `depth_latent` (B×C×h×w) and `weight` (B×1×h×w) to a batch of `FlowFrames`.
+    """Adds what a batch of `FlowFrames` lacks of `image_latent`, `depth_latent` (B×C×h×w) and `weight` (B×1×h×w).
 
-    If the pipeline has an image encoder with a frozen trunk, its features are added, under the names `FEATURES`.
+    If the pipeline has an image encoder with a frozen trunk, its features are added, under the names `FEATURES`. Of
+    `CompletionSamples`, `completion_channels` (B×(C + 2)×h×w) are added, see `encode_partial_depth`.
     """
-    image_latent = pipe.encode_image(batch["image"])
-    depth_latent = pipe.encode_image(batch["depth_map"].expand(-1, 3, -1, -1))
-    weight = latent_weight(batch["valid"], (image_latent.shape[-2], image_latent.shape[-1]))
-    encoded = batch | {"image_latent": image_latent, "depth_latent": depth_latent, "weight": weight}
-    if has_frozen_trunk(pipe):
-        encoded |= zip(FEATURES, pipe.image_encoder.extract_features(batch["image"]), strict=True)
+    encoded = dict(batch)
+    if "image_latent" not in batch:
+        image_latent = pipe.encode_image(batch["image"])
+        weight = latent_weight(batch["valid"], (image_latent.shape[-2], image_latent.shape[-1]))
+        encoded |= {"image_latent": image_latent, "weight": weight}
+        if has_frozen_trunk(pipe):
+            encoded |= zip(FEATURES, pipe.image_encoder.extract_features(batch["image"]), strict=True)
+    if "depth_latent" not in batch:
+        encoded["depth_latent"] = pipe.encode_image(batch["depth_map"].expand(-1, 3, -1, -1))
+    if "partial_depth" in batch:
+        encoded["completion_channels"] = encode_partial_depth(pipe.encode_image, batch["partial_depth"])
     return encoded
 
 

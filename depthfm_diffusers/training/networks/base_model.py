@@ -13,6 +13,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from ...checkpoints.model_folder import load_pipeline, resolve_model
 from ...checkpoints.networks import load_model
 from ...models.prompt_embedding import PromptEmbedding, embed_empty_prompt
+from ...pipelines.depthfm.further_channels import num_completion_channels
 from ...pipelines.depthfm.pipeline_depthfm import DepthFMPipeline
 from ...schedulers.scheduling_flow_matching_image_to_depth import FlowMatchingImageToDepthScheduler
 from ...utils.errors import describe_error
@@ -217,24 +218,55 @@ def grow_conv_in(unet: UNet2DConditionModel, init: str = "duplicate") -> None:
             second.copy_(first)
 
 
-def add_input_channels(unet: UNet2DConditionModel, channels: int) -> None:
+def add_input_channels(unet: UNet2DConditionModel, channels: int, position: int | None = None) -> None:
     """Adds input channels to a UNet in place, with weights 0: whatever they hold, the output is the same as before.
 
     Args:
         unet: Any UNet.
-        channels: How many channels are added, after those that it has.
+        channels: How many channels are added.
+        position: Index of the first new channel; `None`: after those that it has.
     """
     old = unet.conv_in
+    position = old.in_channels if position is None else position
     total = old.in_channels + channels
     new = torch.nn.Conv2d(
         total, old.out_channels, old.kernel_size, padding=old.padding, device=old.weight.device, dtype=old.weight.dtype
     )
     with torch.no_grad():
         new.weight.zero_()
-        new.weight[:, : old.in_channels] = old.weight
+        new.weight[:, :position] = old.weight[:, :position]
+        new.weight[:, position + channels :] = old.weight[:, position:]
     new.bias = old.bias
     unet.conv_in = new
     unet.register_to_config(in_channels=total)
+
+
+def prepare_completion(pipe: DepthFMPipeline, completion: bool, lora: bool) -> None:
+    """Makes a pipeline's UNet take partial depth, in place; it predicts the same as before until it is trained.
+
+    The new channels come right after the two latents, whether there are features of an image encoder or not.
+
+    Args:
+        pipe: The pipeline.
+        completion: Whether the model is trained for completion.
+        lora: Whether adapters alone are trained.
+
+    Raises:
+        ValueError: If the pipeline takes partial depth already and is not to be trained for it, or the other way
+            round and its UNet is not trained.
+    """
+    if pipe.takes_partial_depth and not completion:
+        raise ValueError(
+            "The model completes depth, and would forget it without partial depth in training: give --completion "
+            "(with --completion_dropout 1 to train it on images alone)."
+        )
+    if completion and not pipe.takes_partial_depth:
+        if lora:
+            raise ValueError(
+                "--completion: --lora_rank freezes the UNet, which must learn to read partial depth: leave out "
+                "--lora_rank, or start from a model that was trained with --completion."
+            )
+        add_input_channels(pipe.unet, num_completion_channels(pipe.vae), 2 * pipe.vae.config.latent_channels)
 
 
 def _pipeline_from_config(vae: str, unet_config: str) -> DepthFMPipeline:

@@ -51,7 +51,7 @@ class DecodingUNet(torch.nn.Module):
         """Evaluates the UNet and decodes x̂_1 = x_t + (1 - t) v of some samples.
 
         Args:
-            sample: The current latent and the image's latent, B×2·C×h×w.
+            sample: The UNet's input, B×2·C×h×w or more; the current latent comes first.
             timestep: B, the flow time times `timestep_scale`.
             encoder_hidden_states: See the UNet.
             decoded_rows: N, which samples are decoded.

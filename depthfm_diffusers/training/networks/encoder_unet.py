@@ -81,7 +81,7 @@ class EncoderUNet(torch.nn.Module):
         """Evaluates the UNet.
 
         Args:
-            sample: The current latent and the image's latent, B×2·C×h×w.
+            sample: The UNet's input without the features, B×2·C×h×w or more.
             timestep: See the UNet.
             encoder_hidden_states: See the UNet.
             seeds: B, integers, see `FeatureNoise.apply`.

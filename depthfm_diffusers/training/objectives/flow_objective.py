@@ -55,12 +55,13 @@ def predict_velocity(
     2302.00482). The estimate of x_1 contains that noise.
 
     Args:
-        unet: UNet of 2·C input and C output channels; with an image encoder, an `EncoderUNet`; either may be in a
-            `DecodingUNet`.
+        unet: UNet of 2·C input and C output channels, and those of partial depth if the batch has them; with an image
+            encoder, an `EncoderUNet`; either may be in a `DecodingUNet`.
         scheduler: Gives the source, the path and the velocity.
         embedding: 1×tokens×dim, the constant cross-attention input.
         batch: `image_latent`, `depth_latent`, `noise` (each B×C×h×w), `time` (B) and, with `sigma_min`, `path_noise`
-            (B×C×h×w); for an `EncoderUNet` also `feature_seed` (B) and the encoder's features or `image` (B×3×H×W).
+            (B×C×h×w); for an `EncoderUNet` also `feature_seed` (B) and the encoder's features or `image` (B×3×H×W);
+            for completion `completion_channels` (B×(C + 2)×h×w).
         sigma_min: Standard deviation of the smoothing, in units of scaled latents; at least 0.
         decoded_rows: N, which samples a `DecodingUNet` decodes.
 
@@ -75,8 +76,9 @@ def predict_velocity(
     if sigma_min > 0:
         sample = sample + sigma_min * batch["path_noise"]
     rows = {} if decoded_rows is None else {"decoded_rows": decoded_rows}
+    further = [batch["completion_channels"]] if "completion_channels" in batch else []
     velocity, *decoded = unet(
-        torch.cat([sample, condition], dim=1),
+        torch.cat([sample, condition, *further], dim=1),
         time * scheduler.config.timestep_scale,
         embedding.expand(len(time), -1, -1),
         **encoder_inputs(batch),

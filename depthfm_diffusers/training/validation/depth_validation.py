@@ -16,6 +16,7 @@ from ...inference.prediction import PredictionSettings, predict_image
 from ...pipelines.depthfm.pipeline_depthfm import DepthFMPipeline
 from ..data.depth_transforms import frame_to_view, image_tensor
 from ..data.sources import MixedFrames
+from .completion_validation import score_completion
 from .validation import Validation, picture_grid, read_frames
 
 
@@ -48,12 +49,14 @@ def validate_depth(
         pipe: Gets the UNet.
         unet: As it is now.
         frames: All frames.
-        scored: Frames that are scored, at one step.
+        scored: Frames that are scored, at one step: without points and, if the model takes partial depth, with.
         shown: Frames in the picture: image, truth, prediction at 1, 2 and 4 steps.
         settings: How.
     """
     pipe.unet = unet
     scores = score_frames(pipe, frames, scored, 1, settings)
+    if pipe.takes_partial_depth:
+        scores |= score_completion(pipe, frames, scored, settings.processing_resolution, settings.skip_bad_frames)
     picture = depth_grid(pipe, frames, shown, (1, 2, 4), settings)
     return Validation(scores, "image | truth | 1, 2, 4 steps", picture)
 
