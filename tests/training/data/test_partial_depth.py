@@ -46,10 +46,8 @@ def test_patterns_keep_a_part_of_what_is_known_and_repeat(name, seed):
     assert first.dtype == bool
     assert np.array_equal(first, again)
     assert not (first & ~known).any()
-    shares = {"points": (0, 0.06), "lidar": (0, 1), "border": (0.05, 1), "mask": (0.1, 0.8)}
-    if name in shares and name != "points":
-        low, high = shares[name]
-        assert low * known.sum() * 0.5 <= first.sum() <= high * known.size
+    low, high = {"border": (0.05, 1), "mask": (0.05, 0.8)}.get(name, (0, 1))
+    assert low * known.sum() <= first.sum() <= high * known.size
     assert (depth > 0).sum() == known.sum(), "the input is left as it is"
 
 
