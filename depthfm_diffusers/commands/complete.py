@@ -58,6 +58,13 @@ def add_parser(commands: Subcommands) -> None:
         "--keep-known", action="store_true", help="return known values exactly, wrong ones too (default: off)"
     )
     parser.add_argument(
+        "--method",
+        choices=("auto", "trained", "optimize"),
+        default="auto",
+        help="trained: the network takes the points as an input, if it was trained for that; optimize: its output is "
+        "fitted to them (default: auto, trained if the model can)",
+    )
+    parser.add_argument(
         "--optimization-steps",
         type=not_negative,
         default=0,
@@ -88,6 +95,7 @@ def complete(args: argparse.Namespace) -> int:
     from ..inference.input_files import collect_inputs
 
     settings = CompletionSettings(
+        method=args.method,
         num_optimization_steps=args.optimization_steps,
         guided_flow=args.guided,
         correct_residual=not args.no_correction,

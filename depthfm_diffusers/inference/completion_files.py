@@ -41,7 +41,8 @@ class CompletionSettings:
     """How depth is completed, beside how it is predicted.
 
     Attributes:
-        num_optimization_steps: See `DepthFMDepthCompletionPipeline.__call__`, as all others.
+        method: See `DepthFMDepthCompletionPipeline.__call__`, as all others.
+        num_optimization_steps: Likewise.
         guided_flow: Likewise.
         correct_residual: Likewise.
         keep_known: Likewise.
@@ -52,6 +53,7 @@ class CompletionSettings:
         ValueError: If the scale is not positive.
     """
 
+    method: str = "auto"
     num_optimization_steps: int = 0
     guided_flow: bool = False
     correct_residual: bool = True

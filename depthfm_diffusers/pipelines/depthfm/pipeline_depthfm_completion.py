@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,18 +17,22 @@ from .completion.correction import complete
 from .completion.guided_flow import guide_flow
 from .completion.known_depth import KnownDepth, read_known_depths
 from .completion.latent_optimization import PointReader, float_autoencoder, optimize_latents
+from .further_channels import further_channels
 from .image_maps import decode_log_depth, latent_size
 from .pipeline_depthfm import DepthFMPipeline
+from .trained_completion import flow_with_points
 
+METHODS = ("auto", "trained", "optimize")
 GUIDED_STEPS = 50  # Marigold-DC's
 
 
 class DepthFMDepthCompletionPipeline(DepthFMPipeline):
     """Pipeline that completes sparse or partial metric depth with the depth that DepthFM sees in the image.
 
-    It needs no training of its own, and loads any model of `DepthFMPipeline`. The flow is run once; its output latent
-    may then be optimised against the known points, through the decoder only. Log depth becomes metres by a robust fit,
-    and what is left at the points is interpolated between them, up to the edges of the image and of the prediction.
+    It loads any model of `DepthFMPipeline`. The flow is run once. A model that was trained for completion takes the
+    points as a further input, and what it predicts is in metres. The output latent may then be optimised against the
+    known points, through the decoder only. Log depth becomes metres by a robust fit, and what is left at the points is
+    interpolated between them, up to the edges of the image and of the prediction.
 
     ```python
     pipe = DepthFMDepthCompletionPipeline.from_pretrained(default_model_path())
@@ -44,7 +49,12 @@ class DepthFMDepthCompletionPipeline(DepthFMPipeline):
     """
 
     def check_completion_inputs(
-        self, num_optimization_steps: int, guided_flow: bool, max_seconds: float | None, output_type: str
+        self,
+        method: str,
+        num_optimization_steps: int,
+        guided_flow: bool,
+        max_seconds: float | None,
+        output_type: str,
     ) -> None:
         """Checks the arguments that `DepthFMPipeline` does not have.
 
@@ -52,6 +62,15 @@ class DepthFMDepthCompletionPipeline(DepthFMPipeline):
             TypeError: If an argument has the wrong type.
             ValueError: If an argument is out of its range.
         """
+        if method not in METHODS:
+            raise ValueError(f"`method` must be one of {METHODS}, got {method!r}.")
+        if method == "trained" and not self.takes_partial_depth:
+            raise ValueError(
+                "`method='trained'` needs a model that was trained with `train_depthfm.py --completion`: this one "
+                "takes no partial depth. Use 'auto' or 'optimize'."
+            )
+        if method == "trained" and guided_flow:
+            raise ValueError("`guided_flow=True` steers a flow that does not see the points: not with 'trained'.")
         checks.as_integer("num_optimization_steps", num_optimization_steps, 0)
         if output_type not in ("np", "pt"):
             raise ValueError(f"`output_type` must be 'np' or 'pt', got {output_type!r}.")
@@ -73,6 +92,7 @@ class DepthFMDepthCompletionPipeline(DepthFMPipeline):
         batch_size: int = 1,
         latents: torch.Tensor | list[torch.Tensor] | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
+        method: str = "auto",
         num_optimization_steps: int = 0,
         guided_flow: bool = False,
         correct_residual: bool = True,
@@ -97,6 +117,9 @@ class DepthFMDepthCompletionPipeline(DepthFMPipeline):
             batch_size: Number of images × members that go through a network of the flow at once.
             latents: As for `DepthFMPipeline`.
             generator: As for `DepthFMPipeline`.
+            method: `"trained"`: the network takes the points as a further input; for models that were trained with
+                `--completion`. `"optimize"`: it sees the image alone. `"auto"`: `"trained"` if the model can, unless
+                `guided_flow` is asked for.
             num_optimization_steps: Steps of Adam, at most, in which the output latent is optimised; 0: none. A fifth
                 of the points is set aside to tell when to stop. Needs 10 points, and is left out with fewer. Most of
                 what it gains, the interpolation gains too: it is for `correct_residual=False`, and worth a try with
@@ -129,7 +152,8 @@ class DepthFMDepthCompletionPipeline(DepthFMPipeline):
         methods = (resample_method_input, "bilinear")
         settings = (num_inference_steps, ensemble_size, processing_resolution, *methods, batch_size)
         self.check_inputs(*settings, generator, "latent", False, False, None, 55.0)
-        self.check_completion_inputs(num_optimization_steps, guided_flow, max_seconds, output_type)
+        self.check_completion_inputs(method, num_optimization_steps, guided_flow, max_seconds, output_type)
+        is_trained = method != "optimize" and self.takes_partial_depth and not guided_flow
         device = self._execution_device
         images = process_images(image, processing_resolution, resample_method_input, self.vae_scale_factor)
         originals = process_images(image, 0, resample_method_input, 1)
@@ -138,8 +162,11 @@ class DepthFMDepthCompletionPipeline(DepthFMPipeline):
         latent_sizes = [latent_size(one, self.vae_scale_factor) for one in images]
         noise = self.prepare_latents(latent_sizes, ensemble_size, latents, generator)
 
-        # 2. The flow: by itself, or guided by the points.
-        if guided_flow:
+        # 2. The flow: with the points as an input, guided by them, or by itself.
+        own_pairs: list[tuple[float, float] | None] = [None] * len(images)
+        if is_trained:
+            results, own_pairs = self.flow_with_points(images, knowns, noise, num_inference_steps, batch_size)
+        elif guided_flow:
             results = [
                 torch.cat([self.guide(one, known, draw, num_inference_steps, deadline) for draw in draws.split(1)])
                 for one, known, draws in zip(images, knowns, noise, strict=True)
@@ -162,7 +189,7 @@ class DepthFMDepthCompletionPipeline(DepthFMPipeline):
         # 3. Each image by itself: optimise the latents, fit a and b, correct what is left.
         vae = float_autoencoder(self.vae) if num_optimization_steps > 0 else self.vae
         parts = []
-        for one, original, known, members in zip(images, originals, knowns, results, strict=True):
+        for one, original, known, members, own in zip(images, originals, knowns, results, own_pairs, strict=True):
             read = PointReader(known.known, one.padding)
             target = known.log_depth[known.known]
             with self.progress_bar(total=num_optimization_steps) as progress_bar:
@@ -177,7 +204,10 @@ class DepthFMDepthCompletionPipeline(DepthFMPipeline):
                     progress_bar.update,
                 )
             checks.check_finite(optimized.log_depth, "decoded maps", "vae", vae.dtype)
-            pairs = [fit_log_affine(y, target) for y in read(optimized.log_depth)]
+            if own is not None and optimized.steps == 0:
+                pairs = [own] * len(members)
+            else:
+                pairs = [fit_log_affine(y, target) for y in read(optimized.log_depth)]
             maps = resize(unpad(optimized.log_depth, one.padding), one.original_size, "bilinear")
             metric = torch.cat([a * y + b for (a, b), y in zip(pairs, maps, strict=True)])
             pixels = (original.pixels[0].to(device) + 1) / 2
@@ -193,6 +223,39 @@ class DepthFMDepthCompletionPipeline(DepthFMPipeline):
             fits=[fit for _, fit in parts],
         )
         return output if return_dict else (output.depth, output.uncertainty, output.fits)
+
+    def flow_with_points(
+        self,
+        images: Sequence[ProcessedImage],
+        knowns: Sequence[KnownDepth],
+        noise: Sequence[torch.Tensor],
+        num_inference_steps: int,
+        batch_size: int,
+    ) -> tuple[list[torch.Tensor], list[tuple[float, float] | None]]:
+        """Runs the flow of a model that takes partial depth, see `trained_completion`.
+
+        Args:
+            images: The images.
+            knowns: What is known of each.
+            noise: Gaussian noise of the source of each, E×C×h×w.
+            num_inference_steps: Steps of the solver.
+            batch_size: Number of members that go through a network at once.
+
+        Returns:
+            Of each image the latents at t = 1, E×C×h×w, and the network's own scale and shift of log depth.
+        """
+        results: list[torch.Tensor] = []
+        pairs: list[tuple[float, float] | None] = []
+        batches = sum(math.ceil(len(one) / batch_size) for one in noise)
+        with self.progress_bar(total=batches * num_inference_steps * self.scheduler.order) as progress_bar:
+            for image, known, members in zip(images, knowns, noise, strict=True):
+                points = torch.where(known.known, known.metres, 0)[None]
+                flow = num_inference_steps, batch_size, progress_bar.update
+                latents, pair = flow_with_points(self, image, points, members, *flow)
+                checks.check_finite(latents, "predicted latents", "unet", self.unet.dtype)
+                results.append(latents)
+                pairs.append(pair)
+        return results, pairs
 
     def guide(
         self,
@@ -216,9 +279,8 @@ class DepthFMDepthCompletionPipeline(DepthFMPipeline):
         """
         device = self._execution_device
         pixels = image.pixels.to(device)
-        encoded = condition = self.encode_image(pixels)
-        if self.image_encoder is not None:
-            condition = torch.cat([encoded, self.image_encoder(pixels).float()], dim=1)
+        encoded = self.encode_image(pixels)
+        condition = torch.cat([encoded, further_channels(self, pixels, 1)], dim=1)
         prompt_embeds = self.prompt_embedding(1).to(device)
         read = PointReader(known.known, image.padding)
         with self.progress_bar(total=num_inference_steps) as progress_bar:
