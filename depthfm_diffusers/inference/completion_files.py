@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..export.images import UINT16_MAX, check_colormap, colorize_depth, save_image
+from ..export.images import check_colormap, colorize_depth, metric_depth_scale, save_image, save_metric_depth
 from ..frames import EncodedFrame
 from ..frames.decoding import METRES_PER_COUNT, decode_depth, frame_error, open_picture, orient_with_depth
 from ..pipelines.depthfm.pipeline_depthfm_completion import DepthFMDepthCompletionPipeline
@@ -111,13 +111,10 @@ class CompletionFolder(ResultFolder):
         name = self.choose_name(source, SUFFIXES, self.last_entry(source))
         files = [name + ending for ending in SUFFIXES]
         low, high = float(depth.min()), float(depth.max())
-        # Millimetres reach 65.5 m; beyond that, as fine as 16 bits allow.
-        png_scale = METRES_PER_COUNT if high <= UINT16_MAX * METRES_PER_COUNT else high / UINT16_MAX
-        counts = np.clip((depth / png_scale).round(), 0, UINT16_MAX).astype(np.uint16)
         shown = ((depth - low) / (high - low) if high > low else np.zeros_like(depth)).clip(0, 1)
         write: list[Callable[[Path], object]] = [
             lambda path: save_array(path, depth),
-            lambda path: save_image(path, counts),
+            lambda path: save_metric_depth(path, depth),
             lambda path: save_array(path, uncertainty),
             lambda path: save_image(path, colorize_depth(shown, self.colormap)),
         ]
@@ -129,7 +126,7 @@ class CompletionFolder(ResultFolder):
             "depth_sha256": file_sha256(known),
             "height": depth.shape[0],
             "width": depth.shape[1],
-            "png_scale": png_scale,
+            "png_scale": metric_depth_scale(depth),
             "fit": dict(fit),
             "files": files,
         }
