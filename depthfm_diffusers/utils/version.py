@@ -1,3 +1,3 @@
 """The package's version; nothing else in the repository states it."""
 
-__version__ = "0.6.0"
+__version__ = "0.7.0"

@@ -84,20 +84,17 @@ class DepthFMPipeline(
         super().__init__()
         # Components may be `None` until a call: diffusers makes pipelines of some of their components.
         checks.check_components_fit(unet, vae, prompt_embedding, image_encoder)
-        default_num_inference_steps = checks.as_integer("default_num_inference_steps", default_num_inference_steps, 1)
-        default_processing_resolution = checks.as_integer(
-            "default_processing_resolution", default_processing_resolution, 0
-        )
+        steps = checks.as_integer("default_num_inference_steps", default_num_inference_steps, 1)
+        resolution = checks.as_integer("default_processing_resolution", default_processing_resolution, 0)
         self.register_modules(
             unet=unet, vae=vae, scheduler=scheduler, prompt_embedding=prompt_embedding, image_encoder=image_encoder
         )
         self.register_to_config(
-            default_num_inference_steps=default_num_inference_steps,
-            default_processing_resolution=default_processing_resolution,
+            default_num_inference_steps=steps,
+            default_processing_resolution=resolution,
             rescale_self_attention=rescale_self_attention,
         )
-        self.default_num_inference_steps = default_num_inference_steps
-        self.default_processing_resolution = default_processing_resolution
+        self.default_num_inference_steps, self.default_processing_resolution = steps, resolution
         if unet is not None:
             set_self_attention_rescaling(unet, rescale_self_attention)
         if vae is not None:
