@@ -63,7 +63,11 @@ def plot(image: NDArray[np.uint8], log_depth: NDArray[np.float32], depth: NDArra
     panels[0].imshow(image)
     for x, y, known in points:
         panels[0].plot(x, y, "o", color="white", markeredgecolor="black", markersize=5)
-        panels[0].annotate(f"{known:.2f} m", (x, y), (4, 4), textcoords="offset points", color="white", fontsize=8)
+        # Towards the middle, where there is room.
+        side = -1 if x > image.shape[1] / 2 else 1
+        up = 4 if y > image.shape[0] / 2 else -12
+        place = {"ha": "left" if side > 0 else "right", "textcoords": "offset points", "color": "white", "fontsize": 8}
+        panels[0].annotate(f"{known:.2f} m", (x, y), (4 * side, up), **place)
     panels[1].imshow(metres, **limits)
     shown = panels[2].imshow(np.where(depth > 0, depth, np.nan), **limits)
     titles = (f"{POINTS_SHOWN} known points", "predicted, in metres", "measured")
