@@ -175,6 +175,7 @@ def test_results_of_predict_are_replaced(left):
     assert sorted(one.name for one in path.parent.iterdir()) == names
     metadata = json.loads(path.read_text())
     assert [one["model"] for one in metadata["runs"]] == [one["model"] for one in before["runs"]]
+    assert metadata["images"][0].pop("focal_length")["source"] == "default"  # since 0.7.0
     assert metadata["images"] == before["images"]
     np.testing.assert_allclose(np.load(left / "predicted" / "0_log_depth.npy"), log_depth, rtol=0, atol=TOLERANCE)
 
