@@ -230,8 +230,8 @@ def now() -> str:
 
 
 def input_failure(source: Path, error: Exception) -> InputFailure:
-    """Returns what an exception says about an input, on one line."""
-    return InputFailure(str(source), describe_error(error))
+    """Returns what an exception says about an input, on one line, which does not begin with its name."""
+    return InputFailure(str(source), describe_error(error).removeprefix(f"{source}: "))
 
 
 def _key(name: str) -> str:

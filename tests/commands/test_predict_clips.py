@@ -41,6 +41,7 @@ def test_videos_beside_images_and_bad_files(model, tmp_path, image, capsys):
     assert "2 of 3 inputs written" in captured.out
     (line,) = (line for line in captured.err.splitlines() if "bad.mp4" in line)
     assert "not a video, or truncated or damaged at its beginning" in line
+    assert line.count("bad.mp4") == 1
     assert (out / "clip_depth.png").exists()
     assert VideoFile(out / "clip_mp4_color.mp4").num_frames == 3
     entries = json.loads((out / "metadata.json").read_text())["images"]
