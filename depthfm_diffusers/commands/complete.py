@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..utils.choices import COMPLETION_METHODS
 from .arguments import (
     Subcommands,
     add_command,
@@ -24,6 +25,7 @@ from .terminal import complain_about
 if TYPE_CHECKING:
     from ..inference.completion_files import CompletionFolder, CompletionSettings
     from ..inference.input_files import InputFailure
+    from ..inference.prediction import PredictionSettings
 
 
 def add_parser(commands: Subcommands) -> None:
@@ -59,7 +61,7 @@ def add_parser(commands: Subcommands) -> None:
     )
     parser.add_argument(
         "--method",
-        choices=("auto", "trained", "optimize"),
+        choices=COMPLETION_METHODS,
         default="auto",
         help="trained: the network takes the points as an input, if it was trained for that; optimize: its output is "
         "fitted to them (default: auto, trained if the model can)",
@@ -103,7 +105,7 @@ def complete(args: argparse.Namespace) -> int:
         max_seconds=args.max_seconds,
         scale=args.scale,
     )
-    prediction_settings(args)
+    prediction = prediction_settings(args)
     folder = CompletionFolder(args.output, args.colormap)
     try:
         inputs, failures = collect_inputs(args.images, skip=folder.results())
@@ -112,7 +114,7 @@ def complete(args: argparse.Namespace) -> int:
         for failure in failures:
             complain_about(failure)
         total, written = len(pairs) + len(failures), 0
-        results = _completions(args, settings, pairs, folder)
+        results = _completions(args, prediction, settings, pairs, folder)
         for result in tqdm(results, total=len(pairs), unit="image", disable=None):
             if result is None:
                 written += 1
@@ -125,7 +127,11 @@ def complete(args: argparse.Namespace) -> int:
 
 
 def _completions(
-    args: argparse.Namespace, settings: CompletionSettings, pairs: dict[Path, Path], folder: CompletionFolder
+    args: argparse.Namespace,
+    prediction: PredictionSettings,
+    settings: CompletionSettings,
+    pairs: dict[Path, Path],
+    folder: CompletionFolder,
 ) -> Iterator[InputFailure | None]:
     """Loads the model, unless there is nothing to complete, and completes."""
     if not pairs:
@@ -142,7 +148,6 @@ def _completions(
     base = load_pipeline(model_folder, args.device, dtype, args.variant)
     pipe = DepthFMDepthCompletionPipeline.from_pipe(base, dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
-    prediction = prediction_settings(args)
     run = describe_run(pipe, prediction, args.model or model_folder.name, model_fingerprint(model_folder))
     run["settings"] |= {**asdict(settings), "colormap": args.colormap}
     folder.begin_run({**run, "variant": args.variant}, [*pairs, *pairs.values()])

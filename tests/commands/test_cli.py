@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.components import DATA, build_components
+from helpers.components import DATA
 from helpers.repository import ROOT
 from PIL import Image
 
@@ -24,13 +24,6 @@ from depthfm_diffusers.inference.prediction import Prediction
 from depthfm_diffusers.inference.prediction_files import SUFFIXES, PredictionFolder
 
 COMMANDS = ["predict", "convert", "evaluate", "compare", "synthesize", "adherence", "bench"]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    DepthFMPipeline(**build_components(), default_processing_resolution=64).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

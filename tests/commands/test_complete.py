@@ -7,17 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.components import build_components
 from PIL import Image
 
-from depthfm_diffusers import DepthFMPipeline, cli
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    DepthFMPipeline(**build_components(), default_processing_resolution=64).save_pretrained(folder)
-    return folder
+from depthfm_diffusers import cli
 
 
 @pytest.fixture

@@ -5,25 +5,16 @@ from __future__ import annotations
 import json
 import sys
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import OpenEXR
 import pytest
-from helpers.components import build_components
 from helpers.videos import moving_pictures, write_video
 from PIL import Image
 
-from depthfm_diffusers import DepthFMPipeline, cli
+from depthfm_diffusers import cli
 from depthfm_diffusers.commands.predict_clips import positive_rate
 from depthfm_diffusers.inference.video.clips import VideoFile
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    DepthFMPipeline(**build_components(), default_processing_resolution=64).save_pretrained(folder)
-    return folder
 
 
 def predict(model, out, *arguments):

@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import OpenImageIO
 import pytest
-from helpers.components import build_components
 from PIL import Image
 
-from depthfm_diffusers import DepthFMPipeline, cli
+from depthfm_diffusers import cli
 from depthfm_diffusers.geometry import intrinsics_from_fov
 from depthfm_diffusers.inference import geometry_files
 from depthfm_diffusers.inference.geometry_files import ENDINGS, VALUES, GeometrySettings, depth_in_range
@@ -20,13 +19,6 @@ from depthfm_diffusers.inference.prediction_files import SUFFIXES
 from depthfm_diffusers.utils.choices import SAVED_KINDS
 
 ALL = ",".join(SAVED_KINDS)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    DepthFMPipeline(**build_components(), default_processing_resolution=64).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

@@ -7,20 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.components import build_components
 from helpers.picture_files import saved
 from helpers.videos import moving_pictures, write_video
 from PIL import Image
 
-from depthfm_diffusers import DepthFMPipeline, cli
+from depthfm_diffusers import cli
 from depthfm_diffusers.inference.metric_files import MetricSettings, describe_fit, read_anchors
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    DepthFMPipeline(**build_components(), default_processing_resolution=64).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import pytest
-from helpers.components import build_components
 from helpers.picture_files import POSTSCRIPT, huge_gif, saved
 
-from depthfm_diffusers import DepthFMPipeline, cli
+from depthfm_diffusers import cli
 from depthfm_diffusers.inference.input_files import collect_inputs
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    DepthFMPipeline(**build_components(), default_processing_resolution=64).save_pretrained(folder)
-    return folder
 
 
 def test_a_folder_of_many_formats(model, tmp_path, image, capsys, caplog):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ...image_processing import ProcessedImage, process_images, resize, unpad
+from ...utils.choices import COMPLETION_METHODS
 from ..pipeline_output import CompletionFit, DepthFMDepthCompletionOutput, collect_maps
 from . import checks
 from .completion.affine_fit import fit_log_affine
@@ -22,7 +23,6 @@ from .image_maps import decode_log_depth, latent_size
 from .pipeline_depthfm import DepthFMPipeline
 from .trained_completion import flow_with_points
 
-METHODS = ("auto", "trained", "optimize")
 GUIDED_STEPS = 50  # Marigold-DC's
 
 
@@ -62,8 +62,8 @@ class DepthFMDepthCompletionPipeline(DepthFMPipeline):
             TypeError: If an argument has the wrong type.
             ValueError: If an argument is out of its range.
         """
-        if method not in METHODS:
-            raise ValueError(f"`method` must be one of {METHODS}, got {method!r}.")
+        if method not in COMPLETION_METHODS:
+            raise ValueError(f"`method` must be one of {COMPLETION_METHODS}, got {method!r}.")
         if method == "trained" and not self.takes_partial_depth:
             raise ValueError(
                 "`method='trained'` needs a model that was trained with `train_depthfm.py --completion`: this one "
